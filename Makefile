@@ -1,0 +1,45 @@
+# Each target sets up what it needs on the way (uv, the locked environment, a broker): see deploy/setup.
+.DEFAULT_GOAL := help
+SHELL := bash
+
+# Looked up when a recipe runs, not before: `environment` may have just installed it.
+UV = $(shell deploy/setup where-uv)
+RUN = $(UV) run --locked
+
+.PHONY: help setup environment broker check test demo format bench schemas clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1\t\2/p' Makefile | expand -t 12
+
+setup: environment broker  ## Install what is missing: uv, the locked environment, a broker
+
+environment:
+	@deploy/setup environment
+
+broker:
+	@deploy/setup broker
+
+check: environment  ## Check format, lint and types
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+test: environment broker  ## Run all tests; ARGS="-k breaker" narrows them
+	$(RUN) pytest $(ARGS)
+
+demo: environment broker  ## See it work: tasks, failures and recovery against a real broker
+	$(RUN) warren demo
+
+format: environment  ## Format the code and fix what can be fixed
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+bench: environment broker  ## Measure throughput against the bare AMQP library
+	$(RUN) python benchmarks/throughput.py $(ARGS)
+
+schemas: environment  ## Write the JSON Schemas and the AsyncAPI document anew from the models
+	$(RUN) warren schema --write schemas/
+
+clean:  ## Delete the environment, caches and builds; brokers and their data stay
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,115 @@
+"""The ageing queue: tasks that waited one step in their queue come here, and go back or end as expired."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+
+from warren.bus import Connection
+from warren.bus_consumer import Consumer
+from warren.bus_delivery import Delivery
+from warren.errors import InvalidTask, QueueFull, Unroutable
+from warren.execution import Dead
+from warren.failure import Failure
+from warren.settings import Settings
+from warren.settle import Settler
+from warren.topology import Names
+from warren.wire import again, attempts_of, decode
+from warren_schemas import AGENT_TYPE_PATTERN, Reason, Task
+
+log = structlog.get_logger(__name__)
+
+PREFETCH: Final = 10  # beside the tasks of the worker: few, since a full queue makes them wait here
+PAUSE: Final = 1.0  # seconds until a task is offered again to a queue that was full
+
+
+class Ageing:
+    """Consumes the ageing queue: republished, confirmed, then acknowledged."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        settler: Settler,
+        settings: Settings,
+        declare: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._settler, self._settings, self._declare = settler, settings, declare
+        self._names = Names(settings.namespace)
+        self._consumer = Consumer(connection, self._names.ageing, self._on_delivery, declare)
+        self._handlers: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Consume until cancelled."""
+        self._consumer.want(PREFETCH)
+        await self._consumer.run()
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more, and give what is under way this long; the rest returns with the connection."""
+        self._consumer.want(0)
+        if self._handlers:
+            await asyncio.wait(tuple(self._handlers), timeout=seconds)
+        for handler in tuple(self._handlers):
+            handler.cancel()
+        await self._consumer.close()
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        handler = asyncio.create_task(self._handle(delivery), name="ageing")
+        self._handlers.add(handler)
+        handler.add_done_callback(self._handled)
+
+    def _handled(self, handler: asyncio.Task[None]) -> None:
+        self._handlers.discard(handler)
+        if not handler.cancelled() and (error := handler.exception()) is not None:
+            log.error("ageing.failed", exc_info=error)
+
+    async def _handle(self, delivery: Delivery) -> None:
+        try:
+            task = decode(delivery, self._settings)
+        except InvalidTask as error:
+            agent_type = self._agent_type_of(delivery)
+            await self._settler.settle_invalid(agent_type, _dead("invalid", delivery, str(error)), delivery)
+            return
+        if task.expires_at is not None and task.expires_at <= datetime.now(UTC):
+            await self._bury(task, delivery, "expired", f"expired at {task.expires_at.isoformat()}")
+            return
+        await self._send_back(task, delivery)
+
+    async def _send_back(self, task: Task, delivery: Delivery) -> None:
+        message = again(task, delivery, self._names, self._settings, attempts=attempts_of(delivery.headers))
+        declared = False
+        while True:
+            try:
+                await self._settler.publish_patiently(message)
+            except QueueFull:
+                await asyncio.sleep(PAUSE)
+            except Unroutable:
+                if not declared:  # it may be the exchange that is missing
+                    await self._declare()
+                    declared = True
+                    continue
+                await self._bury(
+                    task, delivery, "unknown_agent", f"no queue takes agent type {task.agent_type!r} any more"
+                )
+                return
+            else:
+                delivery.ack()
+                return
+
+    async def _bury(self, task: Task, delivery: Delivery, reason: Reason, message: str) -> None:
+        await self._settler.settle(task, _dead(reason, delivery, message), [delivery])
+
+    def _agent_type_of(self, delivery: Delivery) -> str:
+        """The agent type of a message that cannot be read: from the queue that it died in."""
+        agent_type = self._names.agent_type(str(delivery.headers.get("x-first-death-queue")))
+        return agent_type if re.fullmatch(AGENT_TYPE_PATTERN, agent_type) else "unknown"
+
+
+def _dead(reason: Reason, delivery: Delivery, message: str) -> Dead:
+    now = datetime.now(UTC)
+    kind = {"invalid": "InvalidTask", "expired": "Expired"}.get(reason, "UnknownAgentType")
+    return Dead(reason, Failure.told(kind, message), attempts_of(delivery.headers), now, now)

@@ -1,0 +1,154 @@
+"""The circuit breaker as a valve: pybreaker keeps state and counters, the gate around it is ours.
+
+pybreaker's own ways to guard a call either ignore coroutines or let every concurrent call through while
+half-open. So an attempt takes a `Permit` first, runs, and then replays its outcome through
+`CircuitBreaker.call`, which is synchronous. A permit carries the generation (the number of state changes)
+it was given in: an outcome that comes late, from before the last state change, changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Literal, NoReturn
+
+import pybreaker
+
+State = Literal["closed", "open", "half_open"]
+
+_NAMES: Final[dict[str, State]] = {
+    pybreaker.STATE_CLOSED: "closed",
+    pybreaker.STATE_OPEN: "open",
+    pybreaker.STATE_HALF_OPEN: "half_open",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """The right to make one attempt."""
+
+    generation: int
+    probe: bool
+
+
+class Valve:
+    """The breaker of one agent type.
+
+    `on_change(previous, state, reason)` is called on every change of state, before the call that caused it
+    returns. Opened, the valve turns half-open by itself after `reset_timeout` seconds; half-open, it gives
+    exactly one permit, the probe. `on_spare()` asks for another task then: the one that came only waits.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        fail_max: int,
+        reset_timeout: float,
+        on_change: Callable[[State, State, str], None],
+        on_spare: Callable[[], None],
+    ) -> None:
+        self._on_change, self._on_spare = on_change, on_spare
+        self._reset_timeout = reset_timeout
+        self._generation = 0
+        self._probing = False
+        self._reason = ""
+        self._timer: asyncio.TimerHandle | None = None
+        self._breaker = pybreaker.CircuitBreaker(
+            name=name,
+            fail_max=fail_max,
+            # The time to the next probe is our timer's; pybreaker must never find that it has not elapsed.
+            reset_timeout=0,
+            # Otherwise the error that trips the breaker is replaced by one of pybreaker's.
+            throw_new_error_on_trip=False,
+            listeners=[_Listener(self._changed)],
+        )
+
+    @property
+    def state(self) -> State:
+        """Closed (attempts run), open (none does) or half-open (one does)."""
+        return _NAMES[self._breaker.current_state]
+
+    @property
+    def failures(self) -> int:
+        """Failures in a row so far."""
+        return self._breaker.fail_counter
+
+    def take(self) -> Permit | None:
+        """A permit for one attempt, or None when none may run now."""
+        state = self.state
+        if state == "open" or (state == "half_open" and self._probing):
+            return None
+        self._probing = state == "half_open"
+        return Permit(self._generation, self._probing)
+
+    def succeeded(self, permit: Permit) -> None:
+        """The attempt succeeded: the row of failures ends, and a probe closes the valve."""
+        if permit.generation != self._generation:
+            return
+        if permit.probe or self.failures:  # otherwise there is nothing that a success would change
+            self._breaker.call(_nothing)
+
+    def failed(self, permit: Permit, error: BaseException) -> bool:
+        """The attempt failed. True when the failure is the outage's: the valve is not closed (any more)."""
+        if permit.generation == self._generation:
+            self._reason = f"{type(error).__name__} ({self.failures + 1} in a row)"
+            with suppress(_FailureError):
+                self._breaker.call(_raise, _FailureError())
+        return self.state != "closed"
+
+    def abandoned(self, permit: Permit) -> None:
+        """The attempt says nothing about the agent (cancelled, rejected): only the permit comes back."""
+        if permit.generation == self._generation and permit.probe:
+            self._probing = False
+            self._on_spare()
+
+    def pass_by(self) -> None:
+        """A task that could have been the probe only waits: another one is needed."""
+        if self.state == "half_open" and not self._probing:
+            self._on_spare()
+
+    def close(self) -> None:
+        """Stop the timer; the valve is not used any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _changed(self, previous: State, state: State) -> None:
+        self._generation += 1
+        self._probing = False
+        if state == "open":
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._reset_timeout, self._half_open)
+        reason = self._reason if state == "open" else ""
+        self._on_change(previous, state, reason)
+
+    def _half_open(self) -> None:
+        self._breaker.half_open()
+
+
+class _FailureError(Exception):
+    """Stands for an agent's failure inside pybreaker, which would pass on SystemExit and its like."""
+
+
+class _Listener(pybreaker.CircuitBreakerListener):
+    def __init__(self, changed: Callable[[State, State], None]) -> None:
+        self._changed = changed
+
+    def state_change(
+        self,
+        cb: pybreaker.CircuitBreaker,  # noqa: ARG002
+        old_state: pybreaker.CircuitBreakerState | None,
+        new_state: pybreaker.CircuitBreakerState,
+    ) -> None:
+        if old_state is not None:
+            self._changed(_NAMES[old_state.name], _NAMES[new_state.name])
+
+
+def _nothing() -> None:
+    return None
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error

@@ -1,0 +1,311 @@
+"""The way to the broker: a supervised connection, outgoing messages, and the translation of errors.
+
+Only the modules named `bus…` know aio-pika and aiormq. Channels are aiormq's own: they carry twice the
+messages a second of the objects above them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import aio_pika
+import structlog
+from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.channel import Channel
+from aiormq.connection import Connection as Link
+from aiormq.exceptions import (
+    AMQPError,
+    ChannelAccessRefused,
+    ChannelInvalidStateError,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    ConnectionNotAllowed,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+)
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from warren import bus_lenient
+from warren.errors import AccessRefused, BrokerUnavailable, NotDeclared, QueueMismatch
+from warren.loops import is_cancelled
+from warren.settings import Settings, without_password
+from warren.topology import Profile, Topology, profile_for
+
+bus_lenient.install()
+# No limit to the frames that wait to be written: aiormq never wakes up whoever waits for room in this buffer
+# when the connection is lost, and a publish or an acknowledgement would stay there, holding its channel.
+Link.FRAME_BUFFER_SIZE = 0
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+Headers = dict[str, Any]
+# What a channel or connection that goes away throws at whoever was using it. RuntimeError is aiormq's
+# "…closed" on a connection; CancelledError is told apart from a real one by `is_cancelled`.
+LOST = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError)
+
+FIRST_PAUSE = 0.2  # seconds, the ceiling of the first wait before a reconnect
+SHORT_LIFE = 5.0  # seconds: a connection that was lost sooner counts as one that never lasts
+
+_MISMATCH = re.compile(
+    r"inequivalent arg '(?P<argument>[^']+)' for (?:queue|exchange) '(?P<name>[^']+)'.*?: received "
+    r"(?:the value )?'?(?P<wanted>[^']*?)'?(?: of type '\w+')? but current is "
+    r"(?:the value )?'?(?P<found>[^']*?)'?(?: of type '\w+')?$"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """An outgoing message. `expiration` is in seconds; everything is persistent."""
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    message_id: str
+    headers: Headers = field(default_factory=dict)
+    priority: int | None = None
+    expiration: float | None = None
+    reply_to: str | None = None
+    correlation_id: str | None = None
+    content_type: str | None = "application/json"
+    mandatory: bool = True
+
+
+def translate(error: BaseException, url: str) -> Exception:
+    """The error of ours that says what a failed connection attempt or declaration means."""
+    where, user = without_password(url), urlsplit(url).username or "guest"
+    match error:
+        case ChannelPreconditionFailed() if found := _MISMATCH.search(str(error)):
+            return QueueMismatch(found["name"], found["argument"], found["wanted"], found["found"])
+        case ProbableAuthenticationError():
+            return AccessRefused(f"{where} refuses user {user!r}: wrong password or unknown user")
+        case ChannelAccessRefused():
+            return AccessRefused(f"{where}: user {user!r} lacks a permission: {error}")
+        case ChannelNotFoundEntity():
+            return NotDeclared(f"{where}: {error}: a worker declares it when it starts")
+        case ConnectionNotAllowed():
+            return AccessRefused(f"{where} refuses user {user!r}: {error}")
+        case InvalidFrameError() if "Connection.OpenOk" in str(error):
+            # aiormq drops the broker's words here; only these make Connection.Open fail.
+            vhost = unquote(urlsplit(url).path[1:]) or "/"
+            return AccessRefused(
+                f"{where} refuses virtual host {vhost!r} to user {user!r}: "
+                "it does not exist, or the user has no permission for it, or its connection limit is reached"
+            )
+        case TimeoutError():
+            return BrokerUnavailable(f"{where} does not answer")
+        case AMQPError() | OSError() | RuntimeError():
+            return BrokerUnavailable(f"{where} is not reachable: {str(error) or type(error).__name__}")
+    raise error
+
+
+class Connection:
+    """One connection that is kept alive: lost, it is opened again for ever, with backoff and jitter.
+
+    `on_open` runs after every connect, before anybody else may use the connection. A `ConfigurationError`
+    from it ends the supervision, and `supervise` raises it: connecting again would not help.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        url: str,
+        name: str,
+        on_open: Callable[[Connection], Awaitable[None]] | None = None,
+    ) -> None:
+        self.settings, self.url, self.name = settings, url, name
+        self._on_open = on_open
+        self._link: AbstractConnection | None = None
+        self._outer: aio_pika.abc.AbstractConnection | None = None
+        self._ready = asyncio.Event()
+        self._closing = False
+        self._opened_at = 0.0
+        self._short_lives = 0
+        self._server_properties: dict[str, Any] = {}
+        self._profile: Profile = "classic"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection can be used right now."""
+        return self._ready.is_set()
+
+    @property
+    def version(self) -> str:
+        """The version of the broker that we are, or were last, connected to."""
+        return str(self._server_properties.get("version", "0.0"))
+
+    @property
+    def profile(self) -> Profile:
+        """The queue profile for this broker."""
+        return self._profile
+
+    async def open(self) -> None:
+        """Connect once. Raises BrokerUnavailable, AccessRefused or what `on_open` raises."""
+        outer = aio_pika.Connection(
+            aio_pika.connection.make_url(self.url, heartbeat=str(self.settings.amqp_heartbeat)),
+            client_properties={"connection_name": self.name},
+        )
+        try:
+            await self._open(outer)
+        except BaseException:
+            self._link = None
+            await outer.close()  # also one that never connected: its destructor would make noise
+            raise
+        self._opened_at = asyncio.get_running_loop().time()
+        self._ready.set()
+
+    async def _open(self, outer: aio_pika.Connection) -> None:
+        try:
+            await outer.connect(timeout=self.settings.connect_timeout)
+        except (*LOST, TimeoutError) as error:
+            raise translate(error, self.url) from error
+        if outer.transport is None:
+            raise BrokerUnavailable(f"{without_password(self.url)} closed the connection at once")
+        self._outer, self._link = outer, outer.transport.connection
+        self._server_properties = dict(self._link.server_properties or {})
+        self._profile = profile_for(self.version, self.settings)
+        if self._on_open is not None:
+            await self._on_open(self)
+
+    async def open_for_ever(self) -> None:
+        """Connect, and try again until it works. Raises only what cannot heal (ConfigurationError)."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type((BrokerUnavailable, AccessRefused)),
+            wait=wait_random_exponential(multiplier=FIRST_PAUSE, max=self.settings.reconnect_max_delay),
+            before_sleep=self._tell,
+        )
+        await retrying(self.open)
+        log.info("broker.connected", connection=self.name, broker=without_password(self.url))
+
+    def _tell(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        wait = state.next_action.sleep if state.next_action else 0.0
+        log.warning("broker.unavailable", connection=self.name, error=str(error), again_in_s=round(wait, 1))
+
+    async def supervise(self) -> None:
+        """Open the connection, and open it again whenever it is lost, until `close`."""
+        while not self._closing:
+            if self._link is None:
+                await self.open_for_ever()
+                continue
+            await asyncio.wait([self._link.closing])
+            self._ready.clear()
+            self._link = None
+            if self._outer is not None:
+                with suppress(*LOST):
+                    await self._outer.close()  # lost, it still has to be told; see `open`
+            if not self._closing:
+                log.warning("broker.lost", connection=self.name, broker=without_password(self.url))
+                await self._pause()
+
+    async def _pause(self) -> None:
+        """Spread the reconnects of a fleet, and slow down those of a connection that never lasts."""
+        lived = asyncio.get_running_loop().time() - self._opened_at
+        self._short_lives = self._short_lives + 1 if lived < SHORT_LIFE else 0
+        ceiling = min(FIRST_PAUSE * 2 ** min(self._short_lives, 16), self.settings.reconnect_max_delay)
+        await asyncio.sleep(random.uniform(0, ceiling))  # noqa: S311 - no secret hangs on it
+
+    async def ready(self) -> None:
+        """Wait until the connection can be used."""
+        await self._ready.wait()
+
+    async def channel(self, *, confirms: bool = False) -> Channel:
+        """A new channel. Raises BrokerUnavailable when the connection is not there."""
+        link = self._link
+        if link is None or self._closing:
+            raise BrokerUnavailable(f"not connected to {without_password(self.url)}")
+        with self._translated():
+            channel = await link.channel(publisher_confirms=confirms, on_return_raises=True)
+        # The abstract class lacks what we use of the real one (publishing without a drain).
+        assert isinstance(channel, Channel)
+        return channel
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn what a lost connection or a refused request raises into an error of ours."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            raise BrokerUnavailable(f"the connection to {without_password(self.url)} was lost") from None
+        except LOST as error:
+            raise translate(error, self.url) from error
+
+    async def administer(self, act: Callable[[AbstractChannel], Awaitable[T]]) -> T:
+        """Run `act` on a channel of its own: a refused request closes the channel it was on.
+
+        Cancelled, it only stops waiting, and `act` goes on to its end: a request that is cut short can hang
+        for ever or take the whole connection along (aiormq closes the channel twice, which is an error).
+
+        Raises BrokerUnavailable, AccessRefused, NotDeclared or QueueMismatch.
+        """
+        return await asyncio.shield(asyncio.create_task(self._administer(act), name="administration"))
+
+    async def _administer(self, act: Callable[[AbstractChannel], Awaitable[T]]) -> T:
+        channel = await self.channel()
+        with self._translated():
+            try:
+                return await act(channel)
+            finally:
+                if not channel.is_closed:
+                    await channel.close()
+
+    async def declare(self, topology: Topology) -> None:
+        """Declare everything in the topology; what is there already is left alone.
+
+        Raises QueueMismatch when it is there with other arguments, AccessRefused without the permission.
+        """
+
+        async def act(channel: AbstractChannel) -> None:
+            for exchange in topology.exchanges:
+                await channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=True)
+            for queue in topology.queues:
+                await channel.queue_declare(
+                    queue.name,
+                    durable=not queue.exclusive,
+                    exclusive=queue.exclusive,
+                    auto_delete=queue.exclusive,
+                    arguments=dict(queue.arguments),
+                )
+            for binding in topology.bindings:
+                await channel.queue_bind(
+                    binding.queue, binding.exchange, binding.routing_key, arguments=dict(binding.arguments)
+                )
+
+        await self.administer(act)
+
+    async def has_exchange(self, name: str) -> bool:
+        """Whether the exchange is there. Looking needs no permission to configure."""
+        try:
+            await self.administer(lambda channel: channel.exchange_declare(name, passive=True))
+        except NotDeclared:
+            return False
+        return True
+
+    async def delete_queue(self, queue: str) -> None:
+        """Delete a queue and what is in it."""
+        await self.administer(lambda channel: channel.queue_delete(queue))
+
+    async def delete_exchange(self, exchange: str) -> None:
+        """Delete an exchange; one that is not there is no error."""
+        await self.administer(lambda channel: channel.exchange_delete(exchange))
+
+    async def depth(self, queue: str) -> int:
+        """Messages that wait in a queue, ready to be delivered."""
+        declared = await self.administer(lambda channel: channel.queue_declare(queue, passive=True))
+        return int(declared.message_count or 0)
+
+    async def close(self) -> None:
+        """Close the connection for good. What is unacknowledged on it returns to its queue."""
+        self._closing = True
+        self._ready.clear()
+        if self._outer is not None:
+            await self._outer.close()

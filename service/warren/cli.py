@@ -1,0 +1,169 @@
+"""The command `warren`."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.markup import escape
+
+from warren import broker, cli_broker, cli_dead, cli_demo, cli_doctor, cli_store, cli_submit, runtime
+from warren.cli_shared import err, out, read_settings
+from warren.client import Client
+from warren.errors import ConfigurationError, WarrenError
+from warren.failure import what_does_not_fit
+from warren.schemas import json_schemas, write
+from warren.settings import Settings, without_password
+from warren_schemas import Event
+
+APP = Annotated[
+    str, typer.Argument(metavar="MODULE:APP", help="Where the Warren() is, for example examples.hello:app.")
+]
+
+cli = typer.Typer(
+    name="warren",
+    help="Runs AI agents, and any other background work, as a fault-tolerant service on RabbitMQ.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cli.add_typer(cli_broker.cli, name="broker")
+cli.add_typer(cli_dead.cli, name="dead")
+cli.add_typer(cli_store.store_cli, name="store")
+cli.add_typer(cli_store.task_cli, name="task")
+cli.command("submit", epilog=cli_submit.EXAMPLES)(cli_submit.submit)
+cli.command("doctor")(cli_doctor.doctor)
+cli.command("demo")(cli_demo.demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"warren {version('warren')}", highlight=False)
+        raise typer.Exit
+
+
+@cli.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take what stands before the command."""
+
+
+@cli.command(epilog="Example: warren up examples.hello:app")
+def up(app: APP) -> None:
+    """Run a broker and a worker on this machine. Ctrl-C drains, a second Ctrl-C releases at once.
+
+    The broker is WARREN_AMQP_URL, else a private rabbitmq-server, else one in Docker. One that was started
+    here is stopped again at the end.
+    """
+    settings = read_settings()
+    runtime.configure_logging(settings)
+    application = runtime.load(app)
+    found = broker.ensure(settings, lambda text: err.print(escape(text)))
+    try:
+        err.print(f"broker: [bold]{escape(without_password(found.url))}[/]")
+        runtime.run(runtime.work(application, settings, found.url))
+    finally:
+        if found.started:
+            err.print("stopping the broker")
+            broker.stop(settings)
+
+
+@cli.command(epilog="Example: WARREN_AMQP_URL=amqp://warren:secret@rabbit.internal/ warren worker tasks:app")
+def worker(app: APP) -> None:
+    """Run a worker. SIGTERM or Ctrl-C drains, a second one releases what still runs at once."""
+    settings = read_settings()
+    runtime.configure_logging(settings)
+    application = runtime.load(app)
+    runtime.run(runtime.work(application, settings, broker.locate(settings).url))
+
+
+@cli.command(epilog="Examples: warren events 'health.#'   |   warren events 'task.*.dead' --json")
+def events(
+    pattern: Annotated[str, typer.Argument(help="Topic pattern: * is one word, # any number of them.")] = "#",
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    count: Annotated[int | None, typer.Option(min=1, help="End after this many events.")] = None,
+) -> None:
+    """Show events as they happen, until Ctrl-C."""
+    settings = read_settings()
+    runtime.configure_logging(settings)
+    runtime.run(_tail(settings, pattern, json=json, count=count))
+
+
+async def _tail(settings: Settings, pattern: str, *, json: bool, count: int | None) -> None:
+    seen = 0
+    async with Client(broker.locate(settings).url, settings=settings) as client:
+        if not json:
+            err.print(f"listening to {escape(pattern)}; Ctrl-C ends", style="dim")
+        async for event in client.events(pattern):
+            if json:
+                out.print(event.model_dump_json(), soft_wrap=True, markup=False, highlight=False)
+            else:
+                out.print(_line(event), soft_wrap=True)
+            seen += 1
+            if seen == count:
+                return
+
+
+_COLOURS = {
+    "dead": "red", "open": "red", "lost": "red", "full": "red", "down": "red", "unhealthy": "red",
+    "retrying": "yellow", "released": "yellow", "half_open": "yellow", "draining": "yellow",
+    "succeeded": "green", "closed": "green", "available": "green", "up": "green", "recovered": "green",
+}  # fmt: skip
+
+
+def _line(event: Event) -> str:
+    colour = _COLOURS.get(event.state, "cyan")
+    details = " ".join(f"{name}={value}" for name, value in event.details.items())
+    reason = f" {event.reason}" if event.reason else ""
+    return (
+        f"[dim]{event.at.astimezone():%H:%M:%S.%f}[/] [{colour}]{escape(event.routing_key)}[/]"
+        f"{escape(reason)} [dim]{escape(details)}[/]"
+    )
+
+
+@cli.command(epilog="Example: warren schema --write schemas/")
+def schema(
+    write_to: Annotated[
+        Path | None,
+        typer.Option("--write", metavar="FOLDER", help="Write json/*.schema.json and asyncapi.yaml here."),
+    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Print only this one, for example task.")] = None,
+) -> None:
+    """Print the JSON Schemas of the wire contract, or write them with the AsyncAPI document."""
+    if write_to is not None:
+        for path in write(write_to):
+            out.print(str(path), soft_wrap=True)
+        return
+    schemas = json_schemas()
+    if name is not None and name not in schemas:
+        raise ConfigurationError(f"there is no schema {name!r}; there are: {', '.join(schemas)}")
+    out.print_json(data=schemas if name is None else schemas[name])
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 Ctrl-C."""
+    try:
+        cli()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ConfigurationError as error:
+        err.print(f"[red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except ValidationError as error:
+        err.print(f"[red]Error:[/] {escape(what_does_not_fit(error))}", soft_wrap=True)
+        sys.exit(2)
+    except WarrenError as error:
+        err.print(f"[red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What the commands share: two consoles, and settings with errors that people can read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from warren import broker
+from warren.bus import Connection
+from warren.bus_publisher import Publisher
+from warren.errors import ConfigurationError
+from warren.loops import Loops
+from warren.settings import Settings
+
+out = Console()
+err = Console(stderr=True)
+
+
+def read_settings() -> Settings:
+    """The settings of the environment. Raises ConfigurationError naming each variable that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(_told(detail) for detail in error.errors())) from error
+
+
+def _told(detail: Any) -> str:
+    if not detail["loc"]:
+        return str(detail["msg"]).removeprefix("Value error, ")
+    name = f"WARREN_{'_'.join(str(part) for part in detail['loc']).upper()}"
+    value = "its value" if name == "WARREN_AMQP_URL" else repr(detail["input"])
+    return f"{name}: {value}: {str(detail['msg']).removeprefix('Value error, ')}"
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse JSON. Raises ConfigurationError saying where it is wrong."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"{where} is not JSON: {error}") from error
+
+
+@asynccontextmanager
+async def connected(settings: Settings, name: str) -> AsyncIterator[tuple[Connection, Publisher]]:
+    """A supervised connection and a publisher on it, for one command."""
+    connection = Connection(settings, broker.locate(settings).url, name)
+    await connection.open()
+    async with Loops() as loops:
+        loops.start("connection", connection.supervise())
+        try:
+            yield connection, Publisher(connection)
+        finally:
+            await connection.close()

@@ -1,0 +1,121 @@
+"""`warren store` and `warren task`: the store's care, and what it knows of a task."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from pydantic_core import to_json
+from rich.markup import escape
+
+from warren import runtime
+from warren.cli_shared import out, read_settings
+from warren.errors import ConfigurationError, WarrenError
+from warren.settings import Settings
+from warren.store import Store
+from warren.store_archive import Archive, TaskRecord
+
+store_cli = typer.Typer(help="Take care of the store.", no_args_is_help=True)
+task_cli = typer.Typer(help="Look at a task.", no_args_is_help=True)
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def _store(settings: Settings, *, migrate: bool = False) -> Store:
+    store = Store.of(settings, migrate=migrate)
+    if store is None:
+        raise ConfigurationError("WARREN_STORE_URL is `none`: there is no store to look at")
+    return store
+
+
+@store_cli.command()
+def migrate() -> None:
+    """Bring the store's schema to this version of Warren. Safe to repeat; SQLite does it by itself."""
+    settings = read_settings()
+    runtime.configure_logging(settings)
+    runtime.run(_migrate(_store(settings, migrate=True)))
+
+
+async def _migrate(store: Store) -> None:
+    async with store:
+        out.print(f"{escape(store.url)} is up to date", soft_wrap=True)
+
+
+@store_cli.command(epilog="Example: warren store prune --older-than 30d")
+def prune(
+    older_than: Annotated[
+        str, typer.Option(metavar="TIME", help="A number and s, m, h or d, for example 30d.")
+    ],
+) -> None:
+    """Delete tasks that ended longer ago than this, with their steps."""
+    settings = read_settings()
+    runtime.configure_logging(settings)
+    runtime.run(_prune(_store(settings), _seconds(older_than)))
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+)([smhd])", text)
+    if found is None:
+        raise ConfigurationError(f"--older-than {text!r} is not a number and s, m, h or d, like 30d")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+async def _prune(store: Store, seconds: float) -> None:
+    async with store:
+        out.print(f"{await Archive(store).prune(seconds)} tasks deleted")
+
+
+@task_cli.command()
+def show(
+    task_id: Annotated[str, typer.Argument(help="The task's id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Show what the store knows of a task: status, attempts with their errors, steps, result."""
+    settings = read_settings()
+    runtime.configure_logging(settings)
+    try:
+        wanted = UUID(task_id)
+    except ValueError as error:
+        raise ConfigurationError(f"{task_id!r} is no task id (a UUID)") from error
+    record = runtime.run(_task(_store(settings), wanted))
+    if as_json:
+        out.print(to_json(asdict(record)).decode(), soft_wrap=True, markup=False, highlight=False)
+    else:
+        _print(record)
+
+
+async def _task(store: Store, task_id: UUID) -> TaskRecord:
+    async with store:
+        record = await Archive(store).task(task_id)
+    if record is None:
+        raise WarrenError(
+            f"the store {store.url} knows no task {task_id}: "
+            "it waits, runs for the first time, was pruned, or never was"
+        )
+    return record
+
+
+def _print(record: TaskRecord) -> None:
+    told = asdict(record)
+    steps, failed, traceback = told.pop("steps"), told.pop("failed_attempts"), told.pop("traceback")
+    for name, value in told.items():
+        if value is not None:
+            out.print(f"[bold]{name}[/]: {escape(str(value))}", soft_wrap=True, highlight=False)
+    for one in failed:
+        out.print(
+            f"[bold]attempt {one['number']}[/]: {one['failed_at']:%Y-%m-%d %H:%M:%S} "
+            f"{escape(one['error_type'])}: {escape(one['error_message'])} [dim]on {one['worker_id']}[/]",
+            soft_wrap=True,
+            highlight=False,
+        )
+    for one in steps:
+        out.print(
+            f"[bold]step {escape(one['name'])}[/]: {escape(str(one['value']))} [dim]on {one['worker_id']}[/]",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if traceback:
+        out.print(escape(traceback), soft_wrap=True, highlight=False)

@@ -1,0 +1,169 @@
+"""`warren submit`: one task from the command line, or many from a file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from warren import broker, runtime
+from warren.cli_shared import err, out, parse_json, read_settings
+from warren.client import Client, make_task
+from warren.errors import ConfigurationError, QueueFull, WarrenError
+from warren.failure import what_does_not_fit
+from warren.settings import Settings
+from warren_schemas import Result, Task
+
+EXAMPLES = (
+    """Examples: warren submit greet --payload '{"name": "Ada"}' --wait"""
+    """   |   warren submit greet --file tasks.jsonl --wait > results.jsonl"""
+)
+CHUNK = 1000  # tasks submitted before the progress bar moves
+AT_ONCE = 500  # tasks whose results are awaited at once
+FULL_PAUSE = 0.5  # seconds before a full queue is tried again
+
+
+def submit(
+    agent_type: Annotated[str, typer.Argument(metavar="TYPE", help="The agent type.")],
+    payload: Annotated[str | None, typer.Option(metavar="JSON", help="The payload of one task.")] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help='Many tasks, one JSON object a line: {"payload": …} and any other field of a task; - reads '
+            "standard input.",
+        ),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the results and print them as JSON lines.")
+    ] = False,
+    priority: Annotated[str | None, typer.Option(help="low, medium, high or urgent.")] = None,
+    user_id: Annotated[str | None, typer.Option(help="Whose task it is.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for one attempt.")] = None,
+) -> None:
+    """Submit tasks. Prints their ids; with --wait, their results. Exit status 1 if any did not succeed."""
+    settings = read_settings()
+    runtime.configure_logging(settings)
+    options = {"priority": priority, "user_id": user_id, "timeout_s": timeout}
+    given = {name: value for name, value in options.items() if value is not None}
+    tasks = _tasks(agent_type, payload, file, given)
+    if not runtime.run(_submit(settings, tasks, wait=wait)):
+        raise typer.Exit(1)
+
+
+def _tasks(agent_type: str, payload: str | None, file: str | None, options: dict[str, Any]) -> list[Task]:
+    """All tasks, checked before the first is sent."""
+    if (payload is None) == (file is None):
+        raise ConfigurationError("give either --payload JSON or --file FILE")
+    if payload is not None:
+        return [_task(agent_type, {"payload": parse_json(payload, "--payload")}, options, "--payload")]
+    lines = sys.stdin.read() if file == "-" else _read(Path(str(file)))
+    return [
+        _task(agent_type, parse_json(line, where), options, where)
+        for where, line in ((f"{file}:{n}", line) for n, line in enumerate(lines.splitlines(), 1))
+        if line.strip()
+    ]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8: {error}") from error
+
+
+def _task(agent_type: str, fields: Any, options: dict[str, Any], where: str) -> Task:
+    if not isinstance(fields, dict) or "payload" not in fields:
+        raise ConfigurationError(f'{where}: must be a JSON object with a "payload"')
+    fields = {"agent_type": agent_type} | options | fields
+    try:
+        return make_task(fields.pop("agent_type"), fields.pop("payload"), **fields)
+    except ValidationError as error:
+        raise ConfigurationError(f"{where}: {what_does_not_fit(error)}") from error
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+
+
+async def _submit(settings: Settings, tasks: list[Task], *, wait: bool) -> bool:
+    """True when everything went well."""
+    url = broker.locate(settings).url
+    async with Client(url, settings=settings) as client:
+        with _progress() as progress:
+            return await (_wait_for_all if wait else _hand_in)(client, tasks, progress)
+
+
+async def _hand_in(client: Client, tasks: list[Task], progress: Progress) -> bool:
+    """Submit in chunks; what a full queue refuses is tried again until it fits."""
+    bar = progress.add_task("submitted", total=len(tasks))
+    refused: Counter[str] = Counter()
+    for start in range(0, len(tasks), CHUNK):
+        rest: Sequence[Task] = tasks[start : start + CHUNK]
+        while rest:
+            submissions = await client.submit_many(rest)
+            rest = [one.task for one in submissions if isinstance(one.error, QueueFull)]
+            for one in submissions:
+                if one.error is None:
+                    out.print(str(one.task.task_id), highlight=False)
+                elif not isinstance(one.error, QueueFull):
+                    refused[str(one.error)] += 1
+            progress.advance(bar, len(submissions) - len(rest))
+            progress.update(bar, description="queue full, waiting" if rest else "submitted")
+            if rest:
+                await asyncio.sleep(FULL_PAUSE)
+    for message, times in refused.items():
+        err.print(f"[red]not submitted:[/] {escape(message)} ({times} of {len(tasks)} tasks)", soft_wrap=True)
+    return not refused
+
+
+async def _wait_for_all(client: Client, tasks: list[Task], progress: Progress) -> bool:
+    bar = progress.add_task("finished", total=len(tasks))
+    good = True
+    async for result in _results(client, tasks):
+        progress.advance(bar)
+        if isinstance(result, WarrenError):
+            err.print(f"[red]not submitted:[/] {escape(str(result))}", soft_wrap=True)
+            good = False
+            continue
+        out.print(json.dumps(result.model_dump(mode="json")), soft_wrap=True, markup=False, highlight=False)
+        good = good and result.status == "succeeded"
+    return good
+
+
+async def _results(client: Client, tasks: list[Task]) -> AsyncIterator[Result | WarrenError]:
+    """Results in the order in which they arrive; what cannot be submitted gives its error."""
+    pending = iter(tasks)
+    arrived: asyncio.Queue[Result | WarrenError] = asyncio.Queue()
+
+    async def one_after_the_other() -> None:
+        for task in pending:
+            try:
+                await arrived.put(await client.result_of(task))
+            except WarrenError as error:
+                await arrived.put(error)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(AT_ONCE, len(tasks))):
+            group.create_task(one_after_the_other())
+        for _ in tasks:
+            yield await arrived.get()

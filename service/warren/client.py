@@ -1,0 +1,329 @@
+"""The client: submit tasks, await their results, listen to events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Self
+from uuid import UUID, uuid4
+
+import structlog
+from pydantic import JsonValue, ValidationError
+
+from warren.bus import Connection
+from warren.bus_consumer import Consumer
+from warren.bus_delivery import Delivery
+from warren.bus_publisher import Publisher
+from warren.errors import (
+    BrokerError,
+    BrokerNotFound,
+    ConfigurationError,
+    MessageTooLarge,
+    QueueFull,
+    ResultTimeout,
+    TaskFailed,
+    UnknownAgentType,
+    Unroutable,
+)
+from warren.loops import Loops
+from warren.settings import Settings
+from warren.store import Store
+from warren.store_archive import Archive, TaskRecord
+from warren.topology import Binding, Names, Queue, Topology, exchanges
+from warren.wire import new_id, task_message
+from warren_schemas import Event, Result, Task
+
+log = structlog.get_logger(__name__)
+
+IN_FLIGHT: Final = 500  # unconfirmed publishes at once
+REPLIES_EXPIRE: Final = 300_000  # milliseconds that results wait for a client that lost its connection
+REPLIES_PREFETCH: Final = 1000
+FULL_PAUSE: Final = 0.2  # seconds before a full queue is tried again
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What became of one task of many: confirmed when `error` is None."""
+
+    task: Task
+    error: BrokerError | None = None
+
+
+class Client:
+    """A producer's connection to Warren. An async context manager.
+
+        async with Client() as client:
+            task = await client.submit("summarise", {"url": "https://example.com"})
+            summary = await client.run("summarise", {"url": "https://example.com"}, timeout=60)
+
+    The broker is `url`, else `WARREN_AMQP_URL`. Entering raises BrokerNotFound without either,
+    BrokerUnavailable when nothing answers, AccessRefused when the broker refuses us. A connection that is
+    lost later is opened again by itself; publishes wait for it.
+    """
+
+    def __init__(self, url: str | None = None, *, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        if url is None and self.settings.amqp_url is not None:
+            url = self.settings.amqp_url.get_secret_value()
+        if url is None:
+            raise BrokerNotFound("no broker: pass its URL to Client(...) or set WARREN_AMQP_URL")
+        name = f"client-{uuid4().hex[:12]}"
+        self._names = Names(self.settings.namespace)
+        self._publishing = Connection(self.settings, url, f"{name} publishing", self._prepare)
+        self._consuming = Connection(self.settings, url, f"{name} consuming")
+        self._publisher = Publisher(self._publishing)
+        self._loops = Loops()
+        self._replies = Queue(
+            f"{self.settings.namespace}.replies.{name}",
+            {"x-queue-type": "classic", "x-expires": REPLIES_EXPIRE},
+        )
+        self._results: dict[str, asyncio.Future[Result]] = {}
+        self._opening = asyncio.Lock()
+        self._stores = AsyncExitStack()
+        self._store: Store | None = None
+        self._consumes = self._listens = False
+
+    async def __aenter__(self) -> Self:
+        await self._publishing.open()
+        await self._loops.__aenter__()
+        self._loops.start("publishing connection", self._publishing.supervise())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._loops.stop()
+        if self._listens:
+            await self._delete(self._replies.name)
+        await self._consuming.close()
+        await self._publishing.close()
+        await self._stores.aclose()
+
+    async def submit(
+        self, agent_type: str, payload: JsonValue, *, reply_to: str | None = None, **options: Any
+    ) -> Task:
+        """Submit one task and return it once the broker has confirmed it.
+
+        `options` are the task's optional fields: `priority`, `user_id`, `expires_at`, `not_before`,
+        `timeout_s`, `metadata`, `task_id`, …
+
+        Raises pydantic.ValidationError for a field that makes no sense, QueueFull, UnknownAgentType,
+        MessageTooLarge, PublishTimeout or BrokerUnavailable.
+        """
+        task = make_task(agent_type, payload, **options)
+        await self._send(task, reply_to)
+        return task
+
+    async def submit_many(self, tasks: Iterable[Task]) -> list[Submission]:
+        """Submit many tasks with up to 500 publishes in flight; the answer has their order.
+
+        What is wrong with one task (QueueFull, UnknownAgentType, MessageTooLarge, PublishTimeout, or a broker
+        that refuses us or stays away) is told in its submission and stops no other.
+        """
+        tasks = list(tasks)
+        submissions: list[Submission | None] = [None] * len(tasks)
+        pending = iter(enumerate(tasks))
+
+        async def send_on() -> None:
+            for index, task in pending:
+                submissions[index] = await self._try(task)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(IN_FLIGHT, len(tasks))):
+                group.create_task(send_on())
+        return [submission for submission in submissions if submission is not None]
+
+    async def run(
+        self, agent_type: str, payload: JsonValue, *, timeout: float | None = None, **options: Any
+    ) -> JsonValue:
+        """Submit one task and await its result, `timeout` seconds at most (None: as long as it takes).
+
+        Raises TaskFailed when the task ends dead or cancelled, ResultTimeout, and what `submit` raises.
+        """
+        task = make_task(agent_type, payload, **options)
+        try:
+            async with asyncio.timeout(timeout):
+                result = await self.result_of(task)
+        except TimeoutError as error:
+            raise ResultTimeout(f"no result of task {task.task_id} within {timeout:g} s") from error
+        if result.status != "succeeded":
+            failure = result.error
+            raise TaskFailed(
+                str(task.task_id),
+                result.status,
+                failure.type if failure else "",
+                failure.message if failure else "",
+                (failure.reason or "") if failure else "",
+            )
+        return result.result
+
+    async def result_of(self, task: Task) -> Result:
+        """Submit the task and await its `Result`, whatever its status. A full queue is waited for."""
+        await self._listen()
+        new: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        future = self._results.setdefault(str(task.task_id), new)
+        try:
+            while True:
+                try:
+                    await self._send(task, self._replies.name)
+                    break
+                except QueueFull:
+                    await asyncio.sleep(FULL_PAUSE)
+            return await self._first(future)
+        finally:
+            if future is new:
+                del self._results[str(task.task_id)]
+
+    async def _first(self, future: asyncio.Future[Result]) -> Result:
+        """The result, or the error of the loop that should have brought it."""
+        watching = asyncio.create_task(self._loops.watch())
+        waiting: set[asyncio.Future[Any]] = {future, watching}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not future.done():
+                watching.result()
+            return await asyncio.shield(future)
+        finally:
+            watching.cancel()
+
+    async def status(self, task_id: UUID | str) -> str | None:
+        """How a task stands in the store: running, released, succeeded, dead, cancelled.
+
+        None for a task that has left no row: it waits, runs for the first time, or never was.
+        Raises StoreUnavailable, StoreUnusable, or ConfigurationError where the settings name no store.
+        """
+        return await (await self._archive()).status(UUID(str(task_id)))
+
+    async def result(self, task_id: UUID | str) -> TaskRecord | None:
+        """Everything that the store knows of a task, its result included; None and raises like `status`."""
+        return await (await self._archive()).task(UUID(str(task_id)))
+
+    async def events(self, pattern: str = "#") -> AsyncIterator[Event]:
+        """Events whose routing key fits the pattern (`health.#`, `task.*.dead`), from now on, for ever.
+
+        Events that are published while the connection is lost are missed.
+        """
+        await self._open_consuming()
+        queue = Queue(f"{self.settings.namespace}.listener.{uuid4().hex}", exclusive=True)
+        wanted = Topology((), (queue,), (Binding(self._names.events, queue.name, pattern),))
+        arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+        consumer = Consumer(
+            self._consuming, queue.name, arrived.put_nowait, lambda: self._consuming.declare(wanted)
+        )
+        await self._consuming.declare(wanted)
+        consumer.want(REPLIES_PREFETCH)
+        consuming = self._loops.start(f"listener {pattern}", consumer.run())
+        try:
+            while True:
+                delivery = await arrived.get()
+                delivery.ack()
+                try:
+                    yield Event.model_validate_json(delivery.body)
+                except ValidationError as error:
+                    log.warning("event.unreadable", error=str(error))
+        finally:
+            consuming.cancel()
+            await consumer.close()  # and with its consumer the queue goes
+
+    # -- below the surface ----------------------------------------------------------------------------
+
+    async def _archive(self) -> Archive:
+        """The store, opened when it is first asked for."""
+        async with self._opening:
+            if self._store is None:
+                store = Store.of(self.settings)
+                if store is None:
+                    raise ConfigurationError("WARREN_STORE_URL is `none`: nothing is remembered to be read")
+                self._store = await self._stores.enter_async_context(store)
+        return Archive(self._store)
+
+    async def _prepare(self, connection: Connection) -> None:
+        """Make sure that the exchanges are there; a producer that may not declare may still use it."""
+        if not await connection.has_exchange(self._names.tasks):
+            await connection.declare(Topology(exchanges(self._names), (), ()))
+
+    async def _delete(self, queue: str) -> None:
+        try:
+            await self._consuming.delete_queue(queue)
+        except BrokerError as error:
+            log.info("queue.left", queue=queue, error=str(error))  # it goes or expires by itself
+
+    async def _try(self, task: Task) -> Submission:
+        try:
+            await self._send(task, None)
+        except BrokerError as error:
+            return Submission(task, error)
+        return Submission(task)
+
+    async def _send(self, task: Task, reply_to: str | None) -> None:
+        message = task_message(
+            task,
+            self._names,
+            self.settings,
+            reply_to=reply_to,
+            correlation_id=str(task.task_id) if reply_to else None,
+        )
+        if len(message.body) > self.settings.max_payload_bytes:
+            raise MessageTooLarge(
+                f"task {task.task_id} has {len(message.body)} bytes; max_payload_bytes is "
+                f"{self.settings.max_payload_bytes}: store the data elsewhere and send where it is"
+            )
+        try:
+            await self._publisher.publish(message)
+        except Unroutable as error:
+            raise UnknownAgentType(
+                f"no queue takes agent type {task.agent_type!r}: "
+                "start a worker that has such an agent, or correct the name"
+            ) from error
+        except QueueFull as error:
+            raise QueueFull(
+                f"the queue of agent type {task.agent_type!r} is full: try again later, or start more workers"
+            ) from error
+
+    async def _open_consuming(self) -> None:
+        """Open the connection for replies and events when it is first needed."""
+        async with self._opening:
+            if not self._consumes:
+                await self._consuming.open()
+                self._loops.start("consuming connection", self._consuming.supervise())
+                self._consumes = True
+
+    async def _listen(self) -> None:
+        """Consume our replies from now on."""
+        if self._listens:
+            return
+        await self._open_consuming()
+        async with self._opening:
+            if not self._listens:
+                wanted = Topology((), (self._replies,), ())
+                await self._consuming.declare(wanted)
+                consumer = Consumer(
+                    self._consuming,
+                    self._replies.name,
+                    self._on_reply,
+                    lambda: self._consuming.declare(wanted),
+                )
+                consumer.want(REPLIES_PREFETCH)
+                self._loops.start("replies", consumer.run())
+                self._listens = True
+
+    def _on_reply(self, delivery: Delivery) -> None:
+        try:
+            result = Result.model_validate_json(delivery.body)
+        except ValidationError as error:
+            log.warning("result.unreadable", error=str(error))
+        else:
+            future = self._results.get(str(result.task_id))
+            if future is not None and not future.done():
+                future.set_result(result)
+        delivery.ack()
+
+
+def make_task(agent_type: str, payload: JsonValue, **options: Any) -> Task:
+    """A new task. Raises pydantic.ValidationError, naming the field, for one that makes no sense."""
+    fields: dict[str, Any] = {"task_id": new_id(), "created_at": datetime.now(UTC)} | options
+    return Task.model_validate({**fields, "version": 1, "agent_type": agent_type, "payload": payload})
+
+
+__all__: Sequence[str] = ("Client", "Submission", "make_task")

@@ -1,0 +1,88 @@
+"""What the workers of the demo tell about themselves in their events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from uuid import UUID
+
+from pydantic import JsonValue
+
+from warren_schemas import Event
+
+
+class Watch:
+    """Counts from the events of all workers, those of a killed one as of its last heartbeat."""
+
+    def __init__(self) -> None:
+        self.breaker_opened = 0
+        self._retrying: set[UUID] = set()
+        self._totals: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        self._running: dict[str, int] = {}
+        self._stopped: set[str] = set()
+        self._news = asyncio.Event()
+
+    async def follow(self, events: AsyncIterable[Event]) -> None:
+        """Take in events, for ever."""
+        async for event in events:
+            self.take(event)
+
+    def take(self, event: Event) -> None:
+        """Take in one event. It may come twice."""
+        match event.kind, event.state:
+            case "task", "retrying":
+                self._retrying.add(event.event_id)
+            case "breaker", "open":
+                self.breaker_opened += 1
+            case "worker", "heartbeat":
+                self._running[event.subject] = sum(_numbers(event.details.get("running")).values())
+                self._keep(event.subject, event.details.get("totals"))
+            case "worker", "stopped":
+                self._stopped.add(event.subject)
+                self._keep(event.subject, event.details)
+        self._news.set()
+
+    @property
+    def retried(self) -> int:
+        """Attempts that failed and were to be made again."""
+        return len(self._retrying)
+
+    def total(self, name: str) -> int:
+        """One of the workers' own totals, added up over all of them."""
+        return sum(totals.get(name, 0) for totals in self._totals.values())
+
+    def running(self, pids: Iterable[int]) -> int:
+        """Tasks that are in these workers, as of their last heartbeats."""
+        return sum(self._running.get(worker_id, 0) for worker_id in _of(self._running, pids))
+
+    async def heard(self, pid: int) -> None:
+        """Wait for the first heartbeat of a worker."""
+        await self._until(lambda: bool(_of(self._running, [pid])))
+
+    async def stopped(self, pid: int) -> None:
+        """Wait for the last words of a worker."""
+        await self._until(lambda: bool(_of(self._stopped, [pid])))
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._news.clear()
+            await self._news.wait()
+
+    def _keep(self, worker_id: str, totals: JsonValue) -> None:
+        """Totals only grow, whatever order the events arrive in."""
+        kept = self._totals[worker_id]
+        for name, number in _numbers(totals).items():
+            kept[name] = max(number, kept.get(name, 0))
+
+
+def _numbers(value: JsonValue | Mapping[str, JsonValue]) -> dict[str, int]:
+    if not isinstance(value, Mapping):
+        return {}
+    return {name: number for name, number in value.items() if isinstance(number, int)}
+
+
+def _of(worker_ids: Iterable[str], pids: Iterable[int]) -> list[str]:
+    """A worker's id is HOST-PID-RANDOM."""
+    wanted = {str(pid) for pid in pids}
+    return [worker_id for worker_id in worker_ids if worker_id.split("-")[-2] in wanted]

@@ -1,0 +1,154 @@
+"""Every error that Warren raises, as one tree.
+
+WarrenError
+├── ConfigurationError        what was written down cannot work
+│   ├── AgentError            an agent's name, signature or share of the prefetch
+│   └── QueueMismatch         a queue exists with other arguments
+├── BrokerError               what the broker did or refused
+│   ├── BrokerNotFound        no broker was named, none runs here and none can be started
+│   ├── BrokerUnavailable     nothing answers, or the connection went and stayed away
+│   ├── AccessRefused         wrong password, unknown virtual host, missing permission
+│   ├── NotDeclared           the queue or exchange is not there (yet)
+│   └── PublishError          one message did not get through
+│       ├── QueueFull         the queue is at its capacity: try again later
+│       ├── UnknownAgentType  no queue takes this agent type
+│       ├── Unroutable        no queue takes this routing key (a reply queue that vanished)
+│       ├── PublishTimeout    no confirm in time: it may or may not have arrived
+│       └── MessageTooLarge   over `max_payload_bytes`, or over the broker's own limit
+├── StoreError                what the store did or refused
+│   ├── StoreUnavailable      it does not answer now: worth waiting for
+│   ├── StoreUnusable         it is damaged, read-only or of another schema version
+│   └── FenceLost             a newer run has taken this task over: stop
+├── StepError                 a step's name was used twice, or its value is no JSON or too large
+├── InvalidTask               not a task, or not one of a version that we read
+├── TaskFailed                the task ended dead or cancelled (raised by `Client.run`)
+├── ResultTimeout             no result came in time (the task may still be running)
+├── Reject                    raised by an agent: end this task now, without a retry
+└── RetryAfter                raised by an agent: try this task again in so many seconds
+"""
+
+from __future__ import annotations
+
+
+class WarrenError(Exception):
+    """The root of every error that Warren raises."""
+
+
+class ConfigurationError(WarrenError):
+    """Something that was written down (a setting, an agent, a topology) cannot work."""
+
+
+class AgentError(ConfigurationError):
+    """An agent's name, signature, options or share of the prefetch cannot work."""
+
+
+class QueueMismatch(ConfigurationError):
+    """A queue or exchange exists on the broker with other arguments than ours.
+
+    The broker answers such a declaration with 406 PRECONDITION_FAILED (AMQP 0-9-1, `queue.declare`).
+    """
+
+    def __init__(self, name: str, argument: str, wanted: str, found: str) -> None:
+        self.name, self.argument, self.wanted, self.found = name, argument, wanted, found
+        super().__init__(
+            f"{name!r} exists on the broker with {argument} = {found}, but the settings ask for {wanted}. "
+            f"Either set it back, or empty and delete {name!r} and start again, "
+            "or use another WARREN_NAMESPACE."
+        )
+
+
+class BrokerError(WarrenError):
+    """The broker did or refused something."""
+
+
+class BrokerNotFound(BrokerError):
+    """No broker was named, none runs on this machine, and none can be started."""
+
+
+class BrokerUnavailable(BrokerError):
+    """Nothing answers at the broker's address, or the connection was lost and stayed away."""
+
+
+class AccessRefused(BrokerError):
+    """The broker refuses us: a wrong password, an unknown virtual host, a missing permission."""
+
+
+class NotDeclared(BrokerError):
+    """The queue or exchange is not there: the first worker declares what it needs."""
+
+
+class PublishError(BrokerError):
+    """One message did not get through; the others are not concerned."""
+
+
+class QueueFull(PublishError):
+    """The queue is at `queue_capacity` and refuses more (`x-overflow: reject-publish`)."""
+
+
+class UnknownAgentType(PublishError):
+    """No queue takes tasks of this agent type: no worker with such an agent was ever started."""
+
+
+class Unroutable(PublishError):
+    """No queue takes messages with this routing key, for example a reply queue that vanished."""
+
+
+class PublishTimeout(PublishError):
+    """The broker did not confirm in time: the message may or may not have arrived.
+
+    Publishing the same task (same `task_id`) again is the safe way on.
+    """
+
+
+class MessageTooLarge(PublishError):
+    """The message is over `max_payload_bytes`, or over the broker's own limit."""
+
+
+class StoreError(WarrenError):
+    """The store did or refused something."""
+
+
+class StoreUnavailable(StoreError):
+    """The store does not answer, or cannot write right now. It may heal by itself."""
+
+
+class StoreUnusable(StoreError):
+    """The store is damaged, read-only, or of a schema version that is not ours: somebody has to act."""
+
+
+class FenceLost(StoreError):
+    """A newer run has taken the task over. Whatever this run still writes changes nothing: stop."""
+
+
+class StepError(WarrenError):
+    """A step's name was used twice in one run, or its value is no JSON or over `max_result_bytes`."""
+
+
+class InvalidTask(WarrenError):
+    """The message is not a task, or not one of a version that this Warren reads."""
+
+
+class TaskFailed(WarrenError):
+    """The task ended dead or cancelled. `error` is what the result said (type, message, reason)."""
+
+    def __init__(self, task_id: str, status: str, error_type: str, message: str, reason: str) -> None:
+        self.task_id, self.status, self.error_type, self.reason = task_id, status, error_type, reason
+        super().__init__(f"task {task_id} ended {status} ({reason}): {error_type}: {message}")
+
+
+class ResultTimeout(WarrenError):
+    """No result arrived in time; the task itself may still be waiting or running."""
+
+
+class Reject(WarrenError):
+    """Raise it in an agent to end the task now: dead, reason rejected, no retry."""
+
+
+class RetryAfter(WarrenError):
+    """Raise it in an agent to have the task run again after `seconds`. It counts as an attempt."""
+
+    def __init__(self, seconds: float, reason: str = "") -> None:
+        if not seconds >= 0:
+            raise ValueError(f"RetryAfter takes seconds of zero or more, not {seconds!r}")
+        self.seconds = float(seconds)
+        super().__init__(reason or f"asked to be run again in {self.seconds:g} s")

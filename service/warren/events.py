@@ -1,0 +1,109 @@
+"""Health and task events: told from anywhere in a process, published in the background."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+from pydantic import JsonValue
+
+from warren.bus import Message
+from warren.bus_publisher import Publisher
+from warren.errors import AccessRefused, BrokerError, MessageTooLarge, Unroutable
+from warren.topology import Names
+from warren.wire import new_id
+from warren_schemas import Event, Kind, State
+
+log = structlog.get_logger(__name__)
+
+# Events wait here while the broker is away; the oldest give way. They inform, they carry no work.
+BACKLOG: Final = 10_000
+BATCH: Final = 100  # events in flight at once
+PAUSE: Final = 1.0  # seconds between attempts while the broker refuses
+
+
+class Events:
+    """The events of one worker. `tell` never blocks and may be called from any thread."""
+
+    def __init__(self, publisher: Publisher, names: Names, worker_id: str) -> None:
+        self._publisher, self._names, self._worker_id = publisher, names, worker_id
+        self._backlog: deque[Message] = deque(maxlen=BACKLOG)
+        self._wake = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._loop = asyncio.get_running_loop()
+
+    def tell(
+        self,
+        kind: Kind,
+        subject: str,
+        state: State,
+        *,
+        previous: State | None = None,
+        reason: str | None = None,
+        details: Mapping[str, JsonValue] | None = None,
+    ) -> None:
+        """Publish an event as soon as possible.
+
+        Raises ValueError for a state out of place, and for details that are no JSON.
+        """
+        event = Event(
+            version=1,
+            event_id=new_id(),
+            at=datetime.now(UTC),
+            kind=kind,
+            subject=subject,
+            state=state,
+            previous=previous,
+            reason=reason or None,
+            worker_id=self._worker_id,
+            details=dict(details or {}),
+        )
+        self._loop.call_soon_threadsafe(self._append, self._message(event))
+
+    def _append(self, message: Message) -> None:
+        if len(self._backlog) == BACKLOG:
+            log.warning("event.dropped", routing_key=self._backlog[0].routing_key, backlog=BACKLOG)
+        self._backlog.append(message)
+        self._empty.clear()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Publish what is told, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._backlog:
+                batch = [self._backlog.popleft() for _ in range(min(BATCH, len(self._backlog)))]
+                await asyncio.gather(*(self._publish(message) for message in batch))
+            self._empty.set()
+
+    async def _publish(self, message: Message) -> None:
+        while True:
+            try:
+                return await self._publisher.publish(message)
+            except (AccessRefused, MessageTooLarge, Unroutable) as error:
+                # Trying again would only close the channel again; the exchange comes back with a reconnect.
+                log.error("event.refused", routing_key=message.routing_key, error=str(error))
+                return None
+            except BrokerError as error:
+                log.warning("event.waits", routing_key=message.routing_key, error=str(error))
+                await asyncio.sleep(PAUSE)
+
+    def _message(self, event: Event) -> Message:
+        return Message(
+            exchange=self._names.events,
+            routing_key=event.routing_key,
+            body=event.model_dump_json().encode(),
+            message_id=str(event.event_id),
+            mandatory=False,  # nobody has to listen
+        )
+
+    async def flushed(self) -> None:
+        """Wait until everything told so far is published."""
+        await asyncio.sleep(0)  # what was told in this very step is still on its way into the backlog
+        await self._empty.wait()

@@ -1,0 +1,293 @@
+"""One task, one agent, one outcome. Knows neither broker nor database.
+
+The first attempt runs as it is; only when it fails does tenacity's machinery come into play. An attempt
+needs a permit of the agent's valve: without one the task is released, and so are tasks whose attempt
+fails while the valve is not closed, because such a failure is the outage's and not the task's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, TypeAlias
+
+from pydantic import ValidationError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result
+
+from warren.agents import Agent
+from warren.breaker import Permit, Valve
+from warren.context import Context
+from warren.errors import FenceLost, Reject, RetryAfter, WarrenError
+from warren.failure import Failure, what_does_not_fit
+from warren.loops import is_cancelled
+from warren.settings import Settings
+from warren.threads import call_in_thread
+from warren_schemas import Reason, Task
+
+BREAKER_OPEN: Final = "breaker open"
+SHUTDOWN: Final = "shutdown"
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The agent returned: `result` is its JSON."""
+
+    result: bytes
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """The task will not be run again by itself."""
+
+    reason: Reason
+    failure: Failure
+    attempts: int
+    first_failed_at: datetime
+    last_failed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The task goes back to its queue: nobody's fault.
+
+    `attempts` is what it has used up so far. `tried` says whether the agent ran in vain: then it goes behind
+    its peers. A failed `probe` goes behind everything that waits.
+    """
+
+    attempts: int
+    tried: bool
+    probe: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """A newer run has taken the task over: its end counts, and nothing is to be told of this one."""
+
+
+Outcome: TypeAlias = Succeeded | Dead | Released | Superseded
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """One attempt that failed and may be made again."""
+
+    error: BaseException
+    at: datetime
+
+
+class ResultInvalid(WarrenError):
+    """What the agent returned does not fit its annotation, is no JSON, or is too large."""
+
+
+def retry_delay(failures: int, settings: Settings) -> float:
+    """Seconds to wait after so many failures: exponential with full jitter.
+
+    Source: *Exponential Backoff And Jitter*, AWS Architecture Blog.
+    """
+    ceiling = settings.retry_initial_delay * settings.retry_multiplier ** min(failures - 1, 64)
+    return random.uniform(0, min(ceiling, settings.retry_max_delay))  # noqa: S311 - no secret hangs on it
+
+
+@dataclass(slots=True)
+class Execution:
+    """The run of one task by its agent; `run` gives the outcome, whatever happens.
+
+    `attempts` starts with the attempts that the task has already used up. `on_retry(attempts, error,
+    seconds)` is told before each wait. `attempting` is true while the agent runs: otherwise the task only
+    waits, and may be cancelled at shutdown at once.
+    """
+
+    task: Task
+    agent: Agent
+    valve: Valve
+    settings: Settings
+    context: Context
+    attempts: int
+    on_retry: Callable[[int, Failure, float], None]
+    attempting: bool = False
+    _attempts_before: int = field(init=False)
+    _first_failed_at: datetime | None = field(default=None, init=False)
+    _tried: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._attempts_before = self.attempts
+
+    async def run(self) -> Outcome:
+        """Run the agent until it succeeds, is exhausted, or must be released.
+
+        Cancelled, it gives `Released` with no attempt counted for what was cut short.
+        """
+        try:
+            return await self._run()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():
+                raise
+            while task.cancelling():
+                task.uncancel()
+            return Released(self.attempts, tried=self._tried, probe=False, reason=SHUTDOWN)
+
+    async def _run(self) -> Outcome:
+        if (expired := self._expired()) is not None:
+            return expired
+        try:
+            arguments = self.agent.arguments(self.task.payload, self.context)
+        except ValidationError as error:
+            # Without a traceback: the stack would show only ourselves.
+            return self._dead("invalid", Failure.told("InvalidPayload", what_does_not_fit(error)))
+        except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
+            return self._dead("invalid", Failure.of(error))
+        if self.task.not_before is not None and self.task.not_before > datetime.now(UTC):
+            self.valve.pass_by()
+            await asyncio.sleep((self.task.not_before - datetime.now(UTC)).total_seconds())
+        first = await self._attempt(arguments)
+        if not isinstance(first, Failed):
+            return first
+        return await self._retry(arguments, first)
+
+    async def _retry(self, arguments: dict[str, Any], first: Failed) -> Outcome:
+        """Go on after a first failure: tenacity is handed that failure as its attempt one."""
+        waiting_results = [first]
+
+        async def attempt() -> Outcome | Failed:
+            return waiting_results.pop() if waiting_results else await self._attempt(arguments)
+
+        retrying = AsyncRetrying(
+            retry=retry_if_result(lambda result: isinstance(result, Failed)),
+            stop=lambda _: self.attempts >= self._max_attempts,
+            wait=self._delay,
+            before_sleep=self._tell_retry,
+            sleep=asyncio.sleep,
+            retry_error_callback=lambda state: self._exhausted(_failed_of(state)),
+        )
+        outcome: Outcome = await retrying(attempt)
+        return outcome
+
+    async def _attempt(self, arguments: dict[str, Any]) -> Outcome | Failed:
+        """Make one attempt, if the valve permits it."""
+        if (expired := self._expired()) is not None:
+            return expired
+        permit = self.valve.take()
+        if permit is None:
+            return self._outage(probe=False)
+        self.attempts += 1
+        self.context.begin_attempt(self.attempts)
+        self.attempting = True
+        try:
+            result = await self._call(arguments)
+        except BaseException as error:
+            if _closes_us(error):
+                raise
+            if is_cancelled():
+                self.valve.abandoned(permit)
+                self.attempts -= 1
+                raise asyncio.CancelledError from error
+            return self._judge(permit, error)
+        finally:
+            self.attempting = False
+        self.valve.succeeded(permit)
+        return Succeeded(result, self.attempts)
+
+    def _judge(self, permit: Permit, error: BaseException) -> Outcome | Failed:
+        """What an attempt that raised comes to: only a real failure is the breaker's business."""
+        self._tried = True
+        if isinstance(error, FenceLost):
+            self.valve.abandoned(permit)
+            return Superseded()
+        if isinstance(error, Reject):
+            self.valve.abandoned(permit)
+            return self._dead("rejected", Failure.of(error))
+        if isinstance(error, RetryAfter):
+            self.valve.abandoned(permit)
+        elif self.valve.failed(permit, error):
+            return self._outage(probe=permit.probe)
+        return self._failed(error)
+
+    async def _call(self, arguments: dict[str, Any]) -> bytes:
+        """Call the agent within its time, and turn what it returns into JSON."""
+        seconds = self.task.timeout_s or self.agent.timeout or self.settings.task_timeout
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                if self.agent.is_async:
+                    value = await self.agent.function(**arguments)
+                else:
+                    value = await call_in_thread(lambda: self.agent.function(**arguments))
+        except TimeoutError as error:
+            if limit.expired():
+                raise TimeoutError(f"no result within {seconds:g} s") from error
+            raise
+        return self._as_json(value)
+
+    def _as_json(self, value: Any) -> bytes:
+        adapter = self.agent.result
+        try:
+            result = adapter.dump_json(adapter.validate_python(value))
+        except ValueError as error:  # pydantic's ValidationError and PydanticSerializationError are both
+            raise ResultInvalid(
+                f"agent {self.agent.agent_type!r} returned {type(value).__name__}: {error}"
+            ) from error
+        if len(result) > self.settings.max_result_bytes:
+            raise ResultInvalid(
+                f"agent {self.agent.agent_type!r} returned {len(result)} bytes of JSON; "
+                f"max_result_bytes is {self.settings.max_result_bytes}: store it elsewhere and return where"
+            )
+        return result
+
+    @property
+    def _max_attempts(self) -> int:
+        retries = self.settings.retries if self.agent.retries is None else self.agent.retries
+        return retries + 1
+
+    def _delay(self, state: RetryCallState) -> float:
+        error = _failed_of(state).error
+        return error.seconds if isinstance(error, RetryAfter) else retry_delay(self.attempts, self.settings)
+
+    def _tell_retry(self, state: RetryCallState) -> None:
+        seconds = state.next_action.sleep if state.next_action else 0.0
+        self.on_retry(self.attempts, Failure.of(_failed_of(state).error), seconds)
+
+    def _failed(self, error: BaseException) -> Failed:
+        now = datetime.now(UTC)
+        self._first_failed_at = self._first_failed_at or now
+        return Failed(error, now)
+
+    def _outage(self, *, probe: bool) -> Released:
+        """Back to the queue with the attempts that the task came with: an outage burns nobody's."""
+        return Released(self._attempts_before, tried=self._tried, probe=probe, reason=BREAKER_OPEN)
+
+    def _expired(self) -> Dead | None:
+        expires_at = self.task.expires_at
+        if expires_at is None or datetime.now(UTC) < expires_at:
+            return None
+        return self._dead("expired", Failure.told("Expired", f"expired at {expires_at.isoformat()}"))
+
+    def _exhausted(self, last: Failed) -> Dead:
+        return self._dead("exhausted", Failure.of(last.error), last.at)
+
+    def _dead(self, reason: Reason, failure: Failure, at: datetime | None = None) -> Dead:
+        last = at or datetime.now(UTC)
+        return Dead(reason, failure, self.attempts, self._first_failed_at or last, last)
+
+
+def _failed_of(state: RetryCallState) -> Failed:
+    assert state.outcome is not None
+    failed = state.outcome.result()
+    assert isinstance(failed, Failed)
+    return failed
+
+
+def _closes_us(error: BaseException) -> bool:
+    """Whether a GeneratorExit closes our own coroutine, after its loop has ended, or comes from the agent."""
+    if not isinstance(error, GeneratorExit):
+        return False
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False

@@ -1,0 +1,115 @@
+"""What a worker tells about itself: heartbeats, full queues, and an event loop that is held up."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+import structlog
+from pydantic import JsonValue
+
+from warren.bus import Connection
+from warren.errors import BrokerError
+from warren.events import Events
+from warren.lanes import Lane
+from warren.runs import Runs, Totals
+from warren.settings import Settings
+from warren.topology import Names
+
+log = structlog.get_logger(__name__)
+
+LAG_INTERVAL: Final = 0.25  # seconds between two looks at the clock
+LAG_TOLD: Final = 1.0  # seconds of delay from which somebody is holding up the event loop
+AVAILABLE_BELOW: Final = 0.9  # part of the capacity under which a full queue counts as available again
+
+
+class Health:
+    """The side loops that watch one worker."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        lanes: Mapping[str, Lane],
+        runs: Runs,
+        totals: Totals,
+        events: Events,
+        connection: Connection,
+        settings: Settings,
+    ) -> None:
+        self._worker_id, self._lanes, self._runs, self._totals = worker_id, lanes, runs, totals
+        self._events, self._connection, self._settings = events, connection, settings
+        self._names = Names(settings.namespace)
+        self._full: set[str] = set()
+        self._lag = 0.0
+
+    async def beat(self) -> None:
+        """Publish a heartbeat every `heartbeat_interval`, and look at the queues."""
+        while True:
+            depths = await self._depths()
+            self._events.tell("worker", self._worker_id, "heartbeat", details=self._report(depths))
+            await asyncio.sleep(self._settings.heartbeat_interval)
+
+    async def watch_lag(self) -> None:
+        """Measure how late the event loop is: an agent that blocks it holds up everything."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_INTERVAL
+            await asyncio.sleep(LAG_INTERVAL)
+            lag = loop.time() - due
+            self._lag = max(self._lag, lag)
+            if lag > LAG_TOLD:
+                log.warning(
+                    "loop.blocked",
+                    seconds=round(lag, 1),
+                    running=dict(self._runs.by_agent_type()),
+                    hint="an `async def` agent runs blocking code: a plain `def` gets a thread",
+                )
+
+    def _report(self, depths: dict[str, int]) -> dict[str, JsonValue]:
+        lag, self._lag = self._lag, 0.0
+        running = self._runs.by_agent_type()
+        return {
+            "prefetch": self._settings.prefetch,
+            "running": {name: running[name] for name in self._lanes},
+            "waiting": dict(depths),
+            "breakers": {name: lane.valve.state for name, lane in self._lanes.items()},
+            "totals": self._totals.as_json(),
+            "loop_lag_s": round(lag, 4),
+            "memory_bytes": _peak_memory(),
+        }
+
+    async def _depths(self) -> dict[str, int]:
+        """Messages waiting in each task queue; what cannot be asked now is left out."""
+        depths: dict[str, int] = {}
+        for name in self._lanes:
+            if not self._connection.is_open:
+                break
+            try:
+                depths[name] = await self._connection.depth(self._names.queue(name))
+            except BrokerError as error:
+                log.info("queue.unknown", agent_type=name, error=str(error))
+                continue
+            self._tell_fullness(name, depths[name])
+        return depths
+
+    def _tell_fullness(self, name: str, depth: int) -> None:
+        capacity = self._settings.queue_capacity
+        if name not in self._full and depth >= capacity:
+            self._full.add(name)
+            self._events.tell(
+                "queue", name, "full", previous="available", details={"waiting": depth, "capacity": capacity}
+            )
+        elif name in self._full and depth < capacity * AVAILABLE_BELOW:
+            self._full.discard(name)
+            self._events.tell(
+                "queue", name, "available", previous="full", details={"waiting": depth, "capacity": capacity}
+            )
+
+
+def _peak_memory() -> int:
+    """The largest resident set of this process so far, in bytes (getrusage gives KiB, on macOS bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,152 @@
+"""One delivery, from its arrival to its settlement."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+
+from warren.bus_delivery import Delivery
+from warren.context import Context
+from warren.errors import InvalidTask
+from warren.execution import SHUTDOWN, Dead, Execution, Outcome, Released
+from warren.failure import Failure
+from warren.lanes import Lane
+from warren.memory import Memory
+from warren.records import begun
+from warren.runs import Run, Runs, Totals
+from warren.settings import Settings
+from warren.settle import Settler
+from warren.store_ledger import Entry, Ledger
+from warren.takeover import Takeover
+from warren.wire import Key, attempts_of, decode, key_of
+from warren_schemas import Task
+
+log = structlog.get_logger(__name__)
+
+# Seconds until a delivery that could not be handled goes back to its queue, so that it does not spin.
+PAUSE_AFTER_FAILURE: Final = 5.0
+
+
+class Intake:
+    """Takes the deliveries of one worker: each is decoded, adopted or run, and settled."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        settings: Settings,
+        runs: Runs,
+        totals: Totals,
+        settler: Settler,
+        ledger: Ledger | None,
+    ) -> None:
+        self._worker_id, self._settings, self._runs, self._totals = worker_id, settings, runs, totals
+        self._settler, self._ledger = settler, ledger
+        self._takeover = Takeover(ledger, settings) if ledger is not None else None
+
+    async def handle(self, lane: Lane, delivery: Delivery) -> None:
+        """One delivery from its arrival to its settlement. What goes wrong here is ours, not the agent's."""
+        self._totals.delivered += 1
+        try:
+            await self._take(lane, delivery)
+        except Exception:
+            log.exception("worker.failed", agent_type=lane.agent.agent_type)
+            await asyncio.sleep(PAUSE_AFTER_FAILURE)
+            await delivery.release()
+
+    async def _take(self, lane: Lane, delivery: Delivery) -> None:
+        try:
+            task = decode(delivery, self._settings, agent_type=lane.agent.agent_type)
+        except InvalidTask as error:
+            await self._refuse(lane, delivery, error)
+            return
+        key = key_of(task, delivery.headers)
+        if await self._runs.adopt(key, delivery):
+            lane.valve.pass_by()
+            return
+        run = self._new_run(key, task, lane, delivery)
+        self._runs.begin(run)
+        try:
+            if self._takeover is None:
+                run.outcome = await self._outcome_of(run, lane.slots)
+                await self._settle(run, lane)
+                return
+            async with self._takeover.admitted(run) as outcome:
+                run.outcome = outcome or await self._outcome_of(run, lane.slots)
+                await self._settle(run, lane)
+        except Exception:
+            # Those that were adopted; the first one is released by `handle`.
+            await asyncio.gather(*(adopted.release() for adopted in run.deliveries[1:]))
+            raise
+        finally:
+            self._runs.end(run)
+
+    async def _settle(self, run: Run, lane: Lane) -> None:
+        assert run.outcome is not None
+        record = None if run.is_recorded else run.memory.run
+        outcome = await self._settler.settle(
+            run.task, run.outcome, run.deliveries, lane.consumer.paused, record
+        )
+        self._runs.finish(run, outcome)
+
+    def _new_run(self, key: Key, task: Task, lane: Lane, delivery: Delivery) -> Run:
+        handler = asyncio.current_task()
+        assert handler is not None
+        memory = Memory(self._ledger, begun(task, key, self._worker_id), self._settings.max_result_bytes)
+        execution = Execution(
+            task=task,
+            agent=lane.agent,
+            valve=lane.valve,
+            settings=self._settings,
+            context=Context(task, lambda fraction, text: self._progress(task, fraction, text), memory),
+            attempts=attempts_of(delivery.headers),
+            on_retry=lambda attempts, failure, seconds: self._retrying(
+                task, memory.run, attempts, failure, seconds
+            ),
+        )
+        return Run(key, task, [delivery], execution, memory, handler)
+
+    async def _outcome_of(self, run: Run, slots: asyncio.Semaphore) -> Outcome:
+        """Run the task in one of its lane's slots.
+
+        There is always a slot, but after a reconnect: then what still runs from before holds slots that the
+        broker knows nothing of.
+        """
+        try:
+            await slots.acquire()
+        except asyncio.CancelledError:
+            run.handler.uncancel()
+            return Released(run.execution.attempts, tried=False, probe=False, reason=SHUTDOWN)
+        run.has_slot = True
+        try:
+            return await run.execution.run()
+        finally:
+            run.has_slot = False
+            slots.release()
+
+    async def _refuse(self, lane: Lane, delivery: Delivery, error: InvalidTask) -> None:
+        now = datetime.now(UTC)
+        failure = Failure.told("InvalidTask", str(error))
+        dead = Dead("invalid", failure, attempts_of(delivery.headers), now, now)
+        self._totals.dead += 1
+        await self._settler.settle_invalid(lane.agent.agent_type, dead, delivery)
+
+    def _retrying(self, task: Task, run: Entry, attempts: int, failure: Failure, seconds: float) -> None:
+        self._totals.retried += 1
+        if self._ledger is not None:
+            self._ledger.note_attempt(run, attempts, failure.error_type, failure.message)
+        self._settler.tell(
+            task,
+            "retrying",
+            {
+                "attempts": attempts,
+                "error": failure.error_type,
+                "message": failure.message,
+                "in_s": round(seconds, 3),
+            },
+        )
+
+    def _progress(self, task: Task, fraction: float, text: str) -> None:
+        self._settler.tell(task, "progress", {"fraction": fraction, "text": text})

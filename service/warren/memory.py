@@ -1,0 +1,81 @@
+"""What one run of a task remembers: steps and a checkpoint."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final, ParamSpec
+
+from pydantic_core import from_json, to_json
+
+from warren.errors import StepError
+from warren.store_ledger import Claim, Entry, Ledger
+
+P = ParamSpec("P")
+
+NAME_LENGTH: Final = 255
+
+
+class Memory:
+    """The steps and the checkpoint of one run. Durable where there is a ledger, else kept for its retries.
+
+    `run` carries the identity of the run, its fence above all. `limit` is in bytes of JSON.
+    """
+
+    def __init__(self, ledger: Ledger | None, run: Entry, limit: int) -> None:
+        self.run = run
+        self._ledger, self._limit = ledger, limit
+        self._steps: dict[str, bytes] = {}
+        self._state: bytes | None = None
+        self._used: set[str] = set()
+
+    def take_over(self, claim: Claim) -> None:
+        """Go on with the fence of the claim, from what earlier runs have remembered."""
+        self.run = replace(self.run, fence=claim.fence)
+        self._steps, self._state = dict(claim.steps), claim.checkpoint
+
+    def begin_attempt(self) -> None:
+        """A new attempt may use every name once more."""
+        self._used.clear()
+
+    async def step(self, name: str, function: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Run a function, awaited if need be, once and remember what it returned; later only return that.
+
+        Raises StepError for a name used twice in one attempt, or a value that is no JSON or too large;
+        FenceLost when a newer run has taken the task over.
+        """
+        if not 0 < len(name) <= NAME_LENGTH:
+            raise StepError(f"a step's name has 1 to {NAME_LENGTH} characters, not {len(name)}")
+        if name in self._used:
+            raise StepError(f"the step {name!r} was used twice in one run: each needs a name of its own")
+        self._used.add(name)
+        if name not in self._steps:
+            value = function(*args, **kwargs)
+            kept = self._as_json(await value if inspect.isawaitable(value) else value, f"step {name!r}")
+            if self._ledger is not None:
+                await self._ledger.remember(self.run, name, kept)
+            self._steps[name] = kept
+        # Read back even the first time, so that a retry sees what the first run saw.
+        return from_json(self._steps[name])
+
+    async def checkpoint(self, state: Any) -> None:
+        """Remember free-form progress, instead of what was there before. Raises StepError or FenceLost."""
+        kept = self._as_json(state, "the checkpoint")
+        if self._ledger is not None:
+            await self._ledger.checkpoint(self.run, kept)
+        self._state = kept
+
+    @property
+    def state(self) -> Any:
+        """What `checkpoint` remembered last, or None."""
+        return None if self._state is None else from_json(self._state)
+
+    def _as_json(self, value: Any, what: str) -> bytes:
+        try:
+            kept = to_json(value)
+        except (ValueError, TypeError) as error:
+            raise StepError(f"{what} is no JSON: {error}") from error
+        if len(kept) > self._limit:
+            raise StepError(f"{what} has {len(kept)} bytes of JSON; max_result_bytes is {self._limit}")
+        return kept

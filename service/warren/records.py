@@ -1,0 +1,59 @@
+"""Between outcomes and the rows of the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from warren.execution import Dead, Outcome, Succeeded
+from warren.failure import Failure
+from warren.store_ledger import Entry
+from warren.wire import Key
+from warren_schemas import Task
+
+
+def begun(task: Task, key: Key, worker_id: str) -> Entry:
+    """The identity of a run that has not ended, with no fence taken."""
+    return Entry(
+        task_id=key.task_id,
+        life=key.replay,
+        agent_type=task.agent_type,
+        user_id=task.user_id,
+        status="running",
+        fence=0,
+        attempts=0,
+        worker_id=worker_id,
+    )
+
+
+def ended(run: Entry, outcome: Succeeded | Dead) -> Entry:
+    """The run with its end."""
+    if isinstance(outcome, Succeeded):
+        return replace(run, status="succeeded", attempts=outcome.attempts, result=outcome.result)
+    return replace(
+        run,
+        status="dead",
+        attempts=outcome.attempts,
+        reason=outcome.reason,
+        error_type=outcome.failure.error_type,
+        error_message=outcome.failure.message,
+        traceback=outcome.failure.traceback,
+        fingerprint=outcome.failure.fingerprint,
+        first_failed_at=outcome.first_failed_at.timestamp(),
+        last_failed_at=outcome.last_failed_at.timestamp(),
+    )
+
+
+def kept(row: Mapping[str, Any]) -> Outcome:
+    """The outcome that a row of the ledger stands for."""
+    if row["status"] == "succeeded":
+        return Succeeded(row["result"], row["attempts"])
+    return Dead(
+        reason=row["reason"],
+        failure=Failure(row["error_type"], row["error_message"], row["traceback"], row["fingerprint"]),
+        attempts=row["attempts"],
+        first_failed_at=datetime.fromtimestamp(row["first_failed_at"], UTC),
+        last_failed_at=datetime.fromtimestamp(row["last_failed_at"], UTC),
+    )

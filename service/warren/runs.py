@@ -1,0 +1,148 @@
+"""The tasks of one worker: those that run now, and those that it has finished lately."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Final
+
+import structlog
+from pydantic import JsonValue
+
+from warren.bus_delivery import Delivery
+from warren.execution import Dead, Execution, Outcome, Released, Succeeded, Superseded
+from warren.memory import Memory
+from warren.wire import Key
+from warren_schemas import Task
+
+log = structlog.get_logger(__name__)
+
+# Finished tasks that are remembered, to recognise one that is delivered again because its
+# acknowledgement was lost. Many times what can be unacknowledged at once.
+REMEMBERED: Final = 20_000
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts since the worker started."""
+
+    delivered: int = 0
+    redelivered: int = 0
+    adopted: int = 0
+    succeeded: int = 0
+    retried: int = 0
+    dead: int = 0
+    released: int = 0
+    superseded: int = 0
+
+    def count(self, outcome: Outcome) -> None:
+        """Count an outcome that was settled."""
+        match outcome:
+            case Succeeded():
+                self.succeeded += 1
+            case Dead():
+                self.dead += 1
+            case Released():
+                self.released += 1
+            case Superseded():
+                self.superseded += 1
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """The counts by name."""
+        return asdict(self)
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One task in this worker, with every delivery of it that has arrived so far.
+
+    `is_recorded`: its outcome stands in the ledger already.
+    `handler` is the asyncio task that runs and settles it; cancelling it before there is an outcome
+    releases the task.
+    """
+
+    key: Key
+    task: Task
+    deliveries: list[Delivery]
+    execution: Execution
+    memory: Memory
+    handler: asyncio.Task[None]
+    is_recorded: bool = False
+    has_slot: bool = False
+    outcome: Outcome | None = None
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no attempt runs: the task waits for a slot, for its time or for its next attempt."""
+        return self.outcome is None and not self.execution.attempting
+
+
+class Runs:
+    """What a worker knows of its own tasks, so that a second copy of one does not run beside it."""
+
+    def __init__(self, totals: Totals) -> None:
+        self._totals = totals
+        self._running: dict[Key, Run] = {}
+        self._finished: OrderedDict[Key, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(tuple(self._running.values()))
+
+    def by_agent_type(self) -> Counter[str]:
+        """How many run of each agent type; those that wait for a slot after a reconnect do not."""
+        return Counter(run.task.agent_type for run in self._running.values() if run.has_slot)
+
+    def begin(self, run: Run) -> None:
+        """The task is in this worker from now on."""
+        self._running[run.key] = run
+
+    def end(self, run: Run) -> None:
+        """The task is not in this worker any more, settled or not."""
+        del self._running[run.key]
+        run.settled.set()
+
+    def finish(self, run: Run, outcome: Outcome) -> None:
+        """Remember a task that was settled for good; a released one will come again."""
+        self._totals.count(outcome)
+        if isinstance(outcome, Released | Superseded):
+            return
+        self._finished[run.key] = None
+        if len(self._finished) > REMEMBERED:
+            self._finished.popitem(last=False)
+
+    async def adopt(self, key: Key, delivery: Delivery) -> bool:
+        """Let a second copy be settled by the run that is, or has been, in this worker. False: it is new.
+
+        A copy of a task that is still running joins that run: both end with its outcome. A copy of one
+        that is being settled has to wait: a released task is published anew, and the copy may be that.
+        """
+        if delivery.may_be_second_copy:
+            self._totals.redelivered += 1
+        while (run := self._running.get(key)) is not None:
+            if run.outcome is None:
+                run.deliveries.append(delivery)
+                self._totals.adopted += 1
+                log.info("task.adopted", task_id=str(key.task_id), redelivered=delivery.redelivered)
+                return True
+            await run.settled.wait()
+        # One that asks for an answer and is not marked may be a fresh publish: it is run, to be answered.
+        if key not in self._finished or not (
+            delivery.may_be_second_copy or delivery.properties.reply_to is None
+        ):
+            return False
+        self._totals.adopted += 1
+        log.info("task.finished_before", task_id=str(key.task_id))
+        delivery.ack()
+        return True
+
+    def release(self, wanted: Callable[[Run], bool]) -> None:
+        """Release those that are wanted and have no outcome yet."""
+        for run in self:
+            if run.outcome is None and wanted(run):
+                run.handler.cancel()

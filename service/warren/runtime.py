@@ -1,0 +1,88 @@
+"""Starting things: an application by its name, logging, signals, the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+import uvloop
+
+from warren.agents import Warren
+from warren.errors import ConfigurationError
+from warren.settings import Settings
+from warren.worker import Worker
+
+T = TypeVar("T")
+
+
+def load(target: str) -> Warren:
+    """The application at `MODULE:APP`; the module may also be the path of a Python file.
+
+    Raises ConfigurationError that says which part of it is not there.
+    """
+    module_name, separator, attribute = target.partition(":")
+    if not separator or not module_name or not attribute:
+        raise ConfigurationError(f"{target!r} must look like MODULE:APP, for example examples.hello:app")
+    path = Path(module_name)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise ConfigurationError(f"there is no file {module_name!r} to take {attribute!r} from")
+        sys.path.insert(0, str(path.parent.resolve()))
+        module_name = path.stem
+    else:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise ConfigurationError(
+            f"there is no module {module_name!r} (looked in {Path.cwd()} and the environment)"
+        ) from error
+    app = getattr(module, attribute, None)
+    if not isinstance(app, Warren):
+        what = "nothing" if app is None else f"a {type(app).__name__}"
+        raise ConfigurationError(f"module {module_name!r} has {what} named {attribute!r}, not a Warren()")
+    return app
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end on uvloop. Ctrl-C cancels it and raises KeyboardInterrupt."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+async def work(app: Warren, settings: Settings, url: str) -> None:
+    """Run a worker until SIGTERM or Ctrl-C; a second one of either releases what still runs at once."""
+    worker = Worker(app, settings, url)
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, worker.stop)
+    await worker.run()
+
+
+def configure_logging(settings: Settings) -> None:
+    """Logs go to standard error: for people on a terminal, as JSON lines elsewhere."""
+    terminal = sys.stderr.isatty()
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([] if terminal else [structlog.processors.dict_tracebacks]),
+            structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    # What these say about a lost connection, we say once and in our own words.
+    for noisy in ("aiormq", "aio_pika"):
+        logging.getLogger(noisy).setLevel(logging.DEBUG if level == logging.DEBUG else logging.CRITICAL)

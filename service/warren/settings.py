@@ -1,0 +1,133 @@
+"""Every setting, its unit and its default; the only module that reads the environment.
+
+`Settings()` reads `WARREN_` variables (`WARREN_PREFETCH=50`); keyword arguments win over them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class Settings(BaseSettings):
+    """What a worker, a client and the command line can be told. Times are in seconds.
+
+    Raises `pydantic.ValidationError`, naming the setting and the value, when one makes no sense.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="WARREN_", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    amqp_url: SecretStr | None = Field(
+        None, description="The broker, `amqp://user:password@host:port/vhost` (or `amqps://`)."
+    )
+    store_url: SecretStr | None = Field(
+        None,
+        description="The store: `sqlite:///FILE`, `postgresql://…`, or `none` to remember nothing. "
+        "SQLite in the user's state folder unless told otherwise.",
+    )
+    namespace: str = Field(
+        "warren",
+        pattern=r"^[a-z][a-z0-9_-]{0,62}$",
+        description="Prefix of every exchange and queue: two namespaces on one broker never meet.",
+    )
+    queue_profile: Literal["auto", "quorum", "classic"] = Field(
+        "auto", description="Kind of queue; `auto` chooses from the broker's version."
+    )
+    rabbitmq_image: str = Field(
+        "rabbitmq:4.3-management", description="The image used when the broker is started in Docker."
+    )
+
+    prefetch: int = Field(200, ge=1, le=65535, description="Tasks that run on a worker at once.")
+    queue_capacity: int = Field(2000, ge=1, description="Tasks that wait in one queue at most.")
+    max_payload_bytes: int = Field(MIB, ge=1, description="Largest task body, in bytes.")
+    max_result_bytes: int = Field(MIB, ge=1, description="Largest result of an agent, in bytes.")
+    task_timeout: float = Field(300, gt=0, description="Time for one attempt, unless the agent says more.")
+    drain_timeout: float = Field(30, ge=0, description="Time that running tasks have at shutdown.")
+
+    retries: int = Field(3, ge=0, description="Attempts after the first.")
+    retry_initial_delay: float = Field(0.5, ge=0, description="Ceiling of the wait before the first retry.")
+    retry_max_delay: float = Field(30, ge=0, description="Ceiling of any wait between attempts.")
+    retry_multiplier: float = Field(2, ge=1, description="Growth of that ceiling from retry to retry.")
+
+    crash_limit: int = Field(3, ge=1, description="Runs that killed their worker, then the task is poison.")
+
+    breaker_fail_max: int = Field(5, ge=1, description="Failures in a row that open an agent's breaker.")
+    breaker_reset_timeout: float = Field(60, gt=0, description="Time from open to the next probe.")
+
+    ageing_step: float = Field(30, gt=0, description="Time that a task waits before it is looked at again.")
+    delivery_limit: int = Field(20, ge=1, description="Deliveries without an outcome (quorum queues).")
+    consumer_timeout: float = Field(
+        43_200, ge=60, description="Time that the broker leaves a delivery unacknowledged (quorum queues)."
+    )
+
+    heartbeat_interval: float = Field(5, gt=0, description="Time between a worker's health events.")
+    task_events: bool = Field(default=False, description="Publish `task.*.succeeded` events too.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+
+    connect_timeout: float = Field(10, gt=0, description="Time for one attempt to connect.")
+    amqp_heartbeat: int = Field(30, ge=1, le=3600, description="Interval of AMQP heartbeats.")
+    publish_timeout: float = Field(30, gt=0, description="Time for one publish to be confirmed.")
+    reconnect_max_delay: float = Field(15, gt=0, description="Ceiling of the wait between reconnects.")
+
+    @field_validator("amqp_url")
+    @classmethod
+    def _is_amqp(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        url = urlsplit(value.get_secret_value())
+        if url.scheme not in {"amqp", "amqps"} or not url.hostname:
+            raise ValueError("must look like amqp://user:password@host:5672/vhost or amqps://…")
+        return value
+
+    @model_validator(mode="after")
+    def _delays_in_order(self) -> Self:
+        if self.retry_initial_delay > self.retry_max_delay:
+            raise ValueError(
+                f"retry_initial_delay ({self.retry_initial_delay:g} s) is over "
+                f"retry_max_delay ({self.retry_max_delay:g} s)"
+            )
+        return self
+
+    @property
+    def max_attempts(self) -> int:
+        """Attempts in all: the first and the retries."""
+        return self.retries + 1
+
+
+class DemoSettings(BaseSettings):
+    """What `warren demo` tells its workers, in `WARREN_DEMO_` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="WARREN_DEMO_", extra="ignore", frozen=True)
+
+    folder: Path | None = Field(None, description="Where the demo's agents write down what they do.")
+
+
+def inherited_environment() -> dict[str, str]:
+    """The environment of this process, for one that it starts."""
+    return dict(os.environ)
+
+
+def state_folder() -> Path:
+    """The folder for Warren's own state, by the XDG Base Directory specification."""
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "warren"
+
+
+def without_password(url: str) -> str:
+    """The address of a broker as it may be shown: the password is replaced."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    user, _, host = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user.split(':')[0]}:***@{host}").geturl()

@@ -1,0 +1,244 @@
+"""Settling: what becomes of a task once its outcome is known. The acknowledgement is the last act."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Final
+
+import structlog
+from pydantic import JsonValue
+
+from warren.bus import Message
+from warren.bus_delivery import Delivery
+from warren.bus_publisher import Publisher
+from warren.errors import (
+    AccessRefused,
+    BrokerError,
+    FenceLost,
+    MessageTooLarge,
+    PublishTimeout,
+    QueueFull,
+    Unroutable,
+)
+from warren.events import Events
+from warren.execution import BREAKER_OPEN, Dead, Outcome, Released, Succeeded, Superseded
+from warren.records import ended
+from warren.settings import Settings
+from warren.store_ledger import Entry, Ledger
+from warren.topology import Names
+from warren.wire import LAST_IN_LINE, again, dead_message, failed_body, result_body, result_message
+from warren_schemas import REPUBLISHED, State, Task
+
+log = structlog.get_logger(__name__)
+
+PAUSE: Final = 0.5  # seconds between attempts to publish what must not be lost
+
+
+class Settler:
+    """Makes an outcome durable, then acknowledges. One per worker.
+
+    `declare` puts back exchanges and queues that somebody deleted.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        events: Events,
+        settings: Settings,
+        worker_id: str,
+        declare: Callable[[], Awaitable[None]],
+        ledger: Ledger | None,
+    ) -> None:
+        self._ledger = ledger
+        self._publisher, self._events, self._declare = publisher, events, declare
+        self._settings, self._worker_id = settings, worker_id
+        self._names = Names(settings.namespace)
+
+    async def settle(
+        self,
+        task: Task,
+        outcome: Outcome,
+        deliveries: Sequence[Delivery],
+        paused: Callable[[], Awaitable[None]] | None = None,
+        run: Entry | None = None,
+    ) -> Outcome:
+        """Settle every delivery of one task; `paused()` waits until no more are coming in.
+
+        Where there is a ledger, the end of the `run` is written first; without a `run` it stands there
+        already. Gives the outcome that counts: `Superseded` for a run that was overtaken.
+
+        Waits for the broker as long as it takes; cancelled before its end, everything is delivered again.
+        """
+        outcome = await self._record(run, outcome, deliveries[-1])
+        match outcome:
+            case Superseded():
+                await self._step_back(task, deliveries)
+                return outcome
+            case Succeeded():
+                await self._succeed(task, outcome, deliveries)
+            case Dead():
+                await self._die(task, outcome, deliveries)
+            case Released():
+                if not await self._release(task, outcome, deliveries, paused):
+                    return outcome
+        for delivery in tuple(deliveries):
+            delivery.ack()
+        return outcome
+
+    async def _step_back(self, task: Task, deliveries: Sequence[Delivery]) -> None:
+        """The task is somebody else's now. That we can say so means that our worker lives.
+
+        The deliveries go back, and are looked up when they return: the one that took the task over may have
+        died since, and what this run adopted may be its only message.
+        """
+        log.warning("task.superseded", task_id=str(task.task_id))
+        if self._ledger is not None:
+            await self._ledger.exonerate(task.task_id)
+        await asyncio.gather(*(delivery.release() for delivery in deliveries))
+
+    async def _succeed(self, task: Task, outcome: Succeeded, deliveries: Sequence[Delivery]) -> None:
+        await self._answer(task, result_body(task, outcome.result, outcome.attempts), deliveries)
+        if self._settings.task_events:
+            self.tell(task, "succeeded", {"attempts": outcome.attempts})
+
+    async def _die(self, task: Task, dead: Dead, deliveries: Sequence[Delivery]) -> None:
+        await self._bury(task.agent_type, dead, deliveries[0])
+        await self._answer(task, failed_body(task, dead), deliveries)
+        details: dict[str, JsonValue] = {"attempts": dead.attempts, "error": dead.failure.error_type}
+        self.tell(task, "dead", details, dead.reason)
+
+    async def _release(
+        self,
+        task: Task,
+        released: Released,
+        deliveries: Sequence[Delivery],
+        paused: Callable[[], Awaitable[None]] | None,
+    ) -> bool:
+        """True: a fresh copy waits in the queue, and the deliveries are to be acknowledged."""
+        if paused is not None and released.reason == BREAKER_OPEN:
+            await self._wait(paused)
+        self.tell(task, "released", {"attempts": released.attempts}, released.reason)
+        if await self._requeue(task, released, deliveries[-1]):
+            return True
+        await asyncio.gather(*(delivery.release() for delivery in deliveries))
+        return False
+
+    async def _record(self, run: Entry | None, outcome: Outcome, delivery: Delivery) -> Outcome:
+        """Make the outcome durable in the ledger, where there is one."""
+        if self._ledger is None or run is None:
+            return outcome
+        match outcome:
+            case Succeeded() | Dead():
+                return outcome if await self._ledger.finish(ended(run, outcome)) else Superseded()
+            case Released() if run.fence or not delivery.counted:
+                # Without a row that says so, whoever gets it next would take it for one whose worker died:
+                # classic queues cannot tell, and quorum queues never forget.
+                try:
+                    await self._ledger.release(run)
+                except FenceLost:
+                    return Superseded()
+        return outcome
+
+    async def _wait(self, paused: Callable[[], Awaitable[None]]) -> None:
+        """Wait until a released task would not come straight back to this very consumer.
+
+        Not for ever: half-open, the consumer waits for a probe, and meanwhile another worker may run it.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.breaker_reset_timeout):
+                await paused()
+
+    async def settle_invalid(self, agent_type: str, dead: Dead, delivery: Delivery) -> None:
+        """Settle a message that is no task: nobody can be answered."""
+        await self._bury(agent_type, dead, delivery)
+        log.warning("task.invalid", agent_type=agent_type, error=dead.failure.message)
+        self._events.tell(
+            "task",
+            agent_type,
+            "dead",
+            reason=dead.reason,
+            details={"message_id": delivery.properties.message_id, "error": dead.failure.message},
+        )
+        delivery.ack()
+
+    def tell(
+        self, task: Task, state: State, details: dict[str, JsonValue], reason: str | None = None
+    ) -> None:
+        """Publish an event about the task."""
+        self._events.tell(
+            "task",
+            task.agent_type,
+            state,
+            reason=reason,
+            details={"task_id": str(task.task_id), **details},
+        )
+
+    async def _requeue(self, task: Task, released: Released, delivery: Delivery) -> bool:
+        """Put a task behind its peers. False: it keeps its place and must be given back instead.
+
+        A delivery that is not live comes back by itself, and a fresh copy would be a second one; but not when
+        its queue was deleted: then the fresh copy is the only one.
+        """
+        if delivery.comes_back and not (released.tried and delivery.is_live):
+            return False
+        priority = LAST_IN_LINE if released.probe else None
+        message = again(
+            task, delivery, self._names, self._settings, attempts=released.attempts, priority=priority
+        )
+        if not delivery.comes_back:
+            message = replace(message, headers={**message.headers, REPUBLISHED: True})
+        try:
+            await self.publish_surely(message)
+        except QueueFull:
+            return False
+        return True
+
+    async def _bury(self, agent_type: str, dead: Dead, delivery: Delivery) -> None:
+        await self.publish_surely(dead_message(delivery, dead, agent_type, self._names, self._worker_id))
+
+    async def _answer(self, task: Task, result: bytes, deliveries: Sequence[Delivery]) -> None:
+        """Send the result to whoever asked for it, once to each."""
+        wanted = {
+            (delivery.properties.reply_to, delivery.properties.correlation_id)
+            for delivery in tuple(deliveries)
+            if delivery.properties.reply_to
+        }
+        for reply_to, correlation_id in wanted:
+            try:
+                await self.publish_patiently(
+                    result_message(result, task, reply_to or "", correlation_id), unless=AccessRefused
+                )
+            except (Unroutable, QueueFull, MessageTooLarge, AccessRefused) as error:
+                log.warning("result.unwanted", task_id=str(task.task_id), reply_to=reply_to, error=str(error))
+
+    async def publish_surely(self, message: Message) -> None:
+        """Publish, whatever it takes: queues that were deleted are declared again. Raises QueueFull."""
+        while True:
+            try:
+                return await self.publish_patiently(message)
+            except Unroutable as error:
+                log.error("publish.unroutable", message_id=message.message_id, error=str(error))
+            try:
+                await self._declare()
+            except BrokerError as error:
+                log.warning("declare.waits", error=str(error))
+            await asyncio.sleep(PAUSE)
+
+    async def publish_patiently(self, message: Message, *, unless: type[BrokerError] = QueueFull) -> None:
+        """Publish, waiting for a broker that is away, blocked or refuses us for the time being.
+
+        Raises QueueFull, Unroutable, MessageTooLarge, and the error that `unless` names.
+        """
+        while True:
+            try:
+                return await self._publisher.publish(message)
+            except (QueueFull, Unroutable, MessageTooLarge, unless):
+                raise
+            except BrokerError as error:
+                log.warning("publish.waits", message_id=message.message_id, error=str(error))
+                if isinstance(error, PublishTimeout):
+                    message = replace(message, headers={**message.headers, REPUBLISHED: True})
+            await asyncio.sleep(PAUSE)

@@ -1,0 +1,140 @@
+"""Reading the ledger: what became of a task. And pruning what nobody needs any more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import UUID
+
+from pydantic import JsonValue
+from pydantic_core import from_json
+from sqlalchemy import RowMapping, delete, select
+
+from warren.store import Store
+from warren.store_schema import attempts, steps, tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt that failed."""
+
+    number: int
+    failed_at: datetime
+    error_type: str
+    error_message: str
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step that is remembered."""
+
+    name: str
+    value: JsonValue
+    worker_id: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """What the store knows of a task. `status` is running, released, succeeded, dead or cancelled."""
+
+    task_id: UUID
+    agent_type: str
+    user_id: str
+    status: str
+    attempts: int
+    worker_id: str | None
+    result: JsonValue
+    reason: str | None
+    error_type: str | None
+    error_message: str | None
+    traceback: str | None
+    checkpoint: JsonValue
+    updated_at: datetime
+    finished_at: datetime | None
+    failed_attempts: list[Attempt] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+
+
+class Archive:
+    """Reads one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def task(self, task_id: UUID) -> TaskRecord | None:
+        """Everything about one task, or None: it waits, runs for the first time, or never was."""
+        async with self._store.transaction() as connection:
+            row = (
+                (await connection.execute(select(tasks).where(tasks.c.task_id == task_id))).mappings().first()
+            )
+            if row is None:
+                return None
+            failed = select(attempts).where(attempts.c.task_id == task_id).order_by(attempts.c.failed_at)
+            remembered = select(steps).where(steps.c.task_id == task_id).order_by(steps.c.at)
+            return _record(
+                row,
+                (await connection.execute(failed)).mappings().all(),
+                (await connection.execute(remembered)).mappings().all(),
+            )
+
+    async def status(self, task_id: UUID) -> str | None:
+        """The status alone, or None like `task`."""
+        async with self._store.transaction() as connection:
+            query = select(tasks.c.status).where(tasks.c.task_id == task_id)
+            return (await connection.execute(query)).scalar_one_or_none()
+
+    async def prune(self, older_than: float) -> int:
+        """Delete tasks that ended more than so many seconds ago, with their steps. Returns how many."""
+        ended = select(tasks.c.task_id).where(tasks.c.finished_at < time.time() - older_than)
+        async with self._store.transaction() as connection:
+            for table in (steps, attempts):
+                await connection.execute(delete(table).where(table.c.task_id.in_(ended)))
+            done = await connection.execute(
+                delete(tasks).where(tasks.c.finished_at < time.time() - older_than)
+            )
+            return done.rowcount
+
+
+def _record(row: RowMapping, failed: Sequence[RowMapping], remembered: Sequence[RowMapping]) -> TaskRecord:
+    return TaskRecord(
+        task_id=row["task_id"],
+        agent_type=row["agent_type"],
+        user_id=row["user_id"],
+        status=row["status"],
+        attempts=row["attempts"],
+        worker_id=row["worker_id"],
+        result=_json(row["result"]),
+        reason=row["reason"],
+        error_type=row["error_type"],
+        error_message=row["error_message"],
+        traceback=row["traceback"],
+        checkpoint=_json(row["checkpoint"]),
+        updated_at=_time(row["updated_at"]),
+        finished_at=_time(row["finished_at"]) if row["finished_at"] else None,
+        failed_attempts=[
+            Attempt(
+                one["number"],
+                _time(one["failed_at"]),
+                one["error_type"],
+                one["error_message"],
+                one["worker_id"],
+            )
+            for one in failed
+        ],
+        steps=[
+            Step(one["name"], _json(one["value"]), one["worker_id"], _time(one["at"])) for one in remembered
+        ],
+    )
+
+
+def _json(raw: bytes | None) -> JsonValue:
+    value: JsonValue = None if raw is None else from_json(raw)
+    return value
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

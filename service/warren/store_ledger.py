@@ -1,0 +1,346 @@
+"""The ledger: one row for each task that ended, was looked up, or remembered something.
+
+A first run leaves no row until it ends: only a delivery that may be a second copy pays for a look-up, and
+takes a fence. Every write carries the fence of its run and changes nothing when a newer one was taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+import structlog
+from sqlalchemy import and_, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from warren.errors import FenceLost, StoreUnavailable
+from warren.store import Store
+from warren.store_schema import FINAL, RELEASED, RUNNING, attempts, steps, tasks
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+GATHERING: Final = 0.003  # seconds that a write waits for others: a commit costs as much as fifty rows
+GROUP: Final = 500  # rows in one commit at most
+FIRST_PAUSE: Final = 0.1  # seconds; doubles up to LONGEST_PAUSE while the store is away
+LONGEST_PAUSE: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The end of one run, as it is written. `fence` is the run's own, 0 for one that took none."""
+
+    task_id: UUID
+    life: str
+    agent_type: str
+    user_id: str
+    status: str
+    fence: int
+    attempts: int
+    worker_id: str
+    result: bytes | None = None
+    reason: str | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    traceback: str | None = None
+    fingerprint: str | None = None
+    first_failed_at: float | None = None
+    last_failed_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What is known of a task when a run takes it over.
+
+    `kept` is the row of one that has ended already: then there is nothing to run. `crashes` counts runs that
+    began, were recorded and never ended.
+    """
+
+    fence: int
+    crashes: int
+    steps: dict[str, bytes] = field(default_factory=dict)
+    checkpoint: bytes | None = None
+    kept: dict[str, Any] | None = None
+
+
+class Ledger:
+    """Writes and reads the ledger for one worker.
+
+    Whatever it is asked waits while the store is away; `on_change(up, reason)` tells when that begins and
+    ends, and `is_up` says which it is.
+    """
+
+    def __init__(self, store: Store, worker_id: str, on_change: Callable[[bool, str], None]) -> None:
+        self._store, self._worker_id, self._on_change = store, worker_id, on_change
+        self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
+        self._finish = self._finishing()
+        self._waiting: list[tuple[Entry, asyncio.Future[bool]]] = []
+        self._attempts: list[dict[str, Any]] = []
+        self._wake = asyncio.Event()
+        self.is_up = True
+
+    # -- the end of a run ---------------------------------------------------------------------------------
+
+    async def finish(self, entry: Entry) -> bool:
+        """Write the end of a run, together with others. Durable when it returns.
+
+        False: a newer run has taken the task over, and this one's end changed nothing.
+        """
+        written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((entry, written))
+        self._wake.set()
+        return await written
+
+    def note_attempt(self, run: Entry, number: int, error_type: str, error_message: str) -> None:
+        """Write down a failed attempt soon: to be looked at, nothing depends on it."""
+        row = {"task_id": run.task_id, "life": run.life, "number": number, "worker_id": self._worker_id}
+        row |= {"failed_at": time.time(), "error_type": error_type, "error_message": error_message}
+        self._attempts.append(row)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write what has come together, for ever: one commit at a time, so groups grow under load."""
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(GATHERING)
+            self._wake.clear()
+            if self._attempts:
+                noted, self._attempts = self._attempts, []
+                await self.surely(lambda connection: self._note(connection, noted))  # noqa: B023
+            while self._waiting:
+                group = self._next_group()
+                won = await self.surely(lambda connection: self._write(connection, group))  # noqa: B023
+                for entry, written in group:
+                    if not written.done():
+                        written.set_result(entry.task_id in won)
+
+    def _next_group(self) -> list[tuple[Entry, asyncio.Future[bool]]]:
+        """The next entries, each task once: a row cannot be changed twice by one statement."""
+        group: dict[UUID, tuple[Entry, asyncio.Future[bool]]] = {}
+        later: list[tuple[Entry, asyncio.Future[bool]]] = []
+        for waiting in self._waiting:
+            task_id = waiting[0].task_id
+            if task_id in group or len(group) >= GROUP:
+                later.append(waiting)
+            else:
+                group[task_id] = waiting
+        self._waiting = later
+        return list(group.values())
+
+    async def _write(
+        self, connection: AsyncConnection, group: Sequence[tuple[Entry, asyncio.Future[bool]]]
+    ) -> set[UUID]:
+        now = time.time()
+        rows = [_row(entry, now) for entry, _ in group]
+        return set((await connection.execute(self._finish, rows)).scalars())
+
+    async def _note(self, connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
+        await connection.execute(self._insert(attempts).on_conflict_do_nothing(), rows)
+
+    def _finishing(self) -> Any:
+        """Insert, or update the row unless it has ended or belongs to a newer fence or life."""
+        statement = self._insert(tasks)
+        new = statement.excluded
+        written = {
+            column.name: new[column.name]
+            for column in tasks.c
+            if column.name not in {"task_id", "checkpoint", "fence"}
+        }
+        return statement.on_conflict_do_update(
+            index_elements=[tasks.c.task_id],
+            set_=written,
+            where=and_(
+                tasks.c.fence <= new.fence,
+                or_(tasks.c.finished_at.is_(None), tasks.c.life < new.life),
+            ),
+        ).returning(tasks.c.task_id)
+
+    # -- taking a task over --------------------------------------------------------------------------------
+
+    async def claim(self, task_id: UUID, life: str, agent_type: str, user_id: str, *, crashed: bool) -> Claim:
+        """Take the task over: a new fence, and what earlier runs have remembered.
+
+        `crashed` says that this delivery came back without having been released: unless the row says so, its
+        worker died, and the start of this run is recorded as one that has not ended.
+        """
+
+        async def act(connection: AsyncConnection) -> Claim:
+            row = await self._locked(connection, task_id)
+            if row is None:
+                first = {"life": life, "agent_type": agent_type, "user_id": user_id, "attempts": 0}
+                row = await self._first(connection, task_id, first)
+            if row["life"] > life or (row["status"] in FINAL and row["life"] == life):
+                return Claim(row["fence"], row["crashes"], kept=row)
+            return await self._take(connection, row, life, crashed=crashed)
+
+        return await self.surely(act)
+
+    async def crashes(self, task_id: UUID) -> int:
+        """How many recorded runs of a task have not ended; nothing is recorded by asking."""
+
+        async def act(connection: AsyncConnection) -> int:
+            query = select(tasks.c.crashes).where(tasks.c.task_id == task_id)
+            return (await connection.execute(query)).scalar_one_or_none() or 0
+
+        return await self.surely(act)
+
+    async def exonerate(self, task_id: UUID) -> None:
+        """A run that was overtaken has ended after all: its worker did not die of it."""
+
+        async def act(connection: AsyncConnection) -> None:
+            counted = (tasks.c.task_id == task_id) & (tasks.c.crashes > 0)
+            await connection.execute(tasks.update().where(counted).values(crashes=tasks.c.crashes - 1))
+
+        await self.surely(act)
+
+    async def _locked(self, connection: AsyncConnection, task_id: UUID) -> dict[str, Any] | None:
+        query = select(tasks).where(tasks.c.task_id == task_id).with_for_update()
+        row = (await connection.execute(query)).mappings().one_or_none()
+        return None if row is None else dict(row)
+
+    async def _first(
+        self, connection: AsyncConnection, task_id: UUID, values: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Make the row that nobody has made yet; another may be doing the same right now."""
+        new = {
+            "task_id": task_id,
+            "status": RUNNING,
+            "fence": 0,
+            "crashes": 0,
+            "updated_at": time.time(),
+            **values,
+        }
+        await connection.execute(self._insert(tasks).values(new).on_conflict_do_nothing())
+        row = await self._locked(connection, task_id)
+        assert row is not None
+        return row
+
+    async def _take(
+        self, connection: AsyncConnection, row: dict[str, Any], life: str, *, crashed: bool
+    ) -> Claim:
+        begins_anew = row["life"] != life
+        crashes = 0 if begins_anew or row["status"] == RELEASED else row["crashes"]
+        crashed = crashed and row["status"] != RELEASED and not begins_anew
+        fence = row["fence"] + 1
+        await connection.execute(
+            tasks.update()
+            .where(tasks.c.task_id == row["task_id"])
+            .values(
+                life=life,
+                status=RUNNING,
+                fence=fence,
+                crashes=crashes + crashed,
+                worker_id=self._worker_id,
+                finished_at=None,
+                updated_at=time.time(),
+            )
+        )
+        remembered = await connection.execute(
+            select(steps.c.name, steps.c.value).where(steps.c.task_id == row["task_id"])
+        )
+        known = {name: value for name, value in remembered}  # noqa: C416 - rows are no pairs to mypy
+        return Claim(fence, crashes + crashed, known, row["checkpoint"])
+
+    # -- while it runs ------------------------------------------------------------------------------------
+
+    async def remember(self, run: Entry, name: str, value: bytes) -> None:
+        """Keep the value of a step. Durable when it returns. Raises FenceLost for an overtaken run."""
+
+        async def act(connection: AsyncConnection) -> None:
+            await self._hold(connection, run)
+            kept = self._insert(steps).values(
+                task_id=run.task_id, name=name, value=value, worker_id=self._worker_id, at=time.time()
+            )
+            await connection.execute(kept.on_conflict_do_nothing())
+
+        await self.surely(act)
+
+    async def checkpoint(self, run: Entry, state: bytes) -> None:
+        """Keep the state of a run. Durable when it returns. Raises FenceLost for an overtaken run."""
+
+        async def act(connection: AsyncConnection) -> None:
+            await self._hold(connection, run)
+            await connection.execute(
+                tasks.update().where(tasks.c.task_id == run.task_id).values(checkpoint=state)
+            )
+
+        await self.surely(act)
+
+    async def release(self, run: Entry) -> None:
+        """Note that the task was given back to its queue, so that whoever gets it next is no suspect."""
+
+        async def act(connection: AsyncConnection) -> None:
+            await self._hold(connection, run)
+            await connection.execute(
+                tasks.update().where(tasks.c.task_id == run.task_id).values(status=RELEASED, crashes=0)
+            )
+
+        await self.surely(act)
+
+    async def _hold(self, connection: AsyncConnection, run: Entry) -> None:
+        """Lock the run's row, or make it. Raises FenceLost unless the fence is still this run's."""
+        row = await self._locked(connection, run.task_id)
+        if row is None:
+            first = {"life": run.life, "agent_type": run.agent_type, "user_id": run.user_id, "attempts": 0}
+            row = await self._first(connection, run.task_id, first)
+        if row["fence"] != run.fence or row["life"] != run.life or row["status"] in FINAL:
+            raise FenceLost(
+                f"task {run.task_id} was taken over (fence {row['fence']}, ours is {run.fence}): "
+                "this run must stop"
+            )
+
+    # -- a store that comes and goes ------------------------------------------------------------------------
+
+    async def surely(self, act: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run `act` in a transaction; as long as the store is away, wait and try again."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                async with self._store.transaction() as connection:
+                    result = await act(connection)
+            except StoreUnavailable as error:
+                self._tell(up=False, reason=str(error))
+                await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - only to spread
+                pause = min(pause * 2, LONGEST_PAUSE)
+            else:
+                self._tell(up=True, reason="")
+                return result
+
+    def _tell(self, *, up: bool, reason: str) -> None:
+        if up == self.is_up:
+            return
+        self.is_up = up
+        (log.info if up else log.error)("store.up" if up else "store.down", reason=reason)
+        self._on_change(up, reason)
+
+
+def _row(entry: Entry, now: float) -> dict[str, Any]:
+    return {
+        "task_id": entry.task_id,
+        "life": entry.life,
+        "agent_type": entry.agent_type,
+        "user_id": entry.user_id,
+        "status": entry.status,
+        "fence": entry.fence,
+        "crashes": 0,
+        "attempts": entry.attempts,
+        "worker_id": entry.worker_id,
+        "result": entry.result,
+        "checkpoint": None,
+        "reason": entry.reason,
+        "error_type": entry.error_type,
+        "error_message": entry.error_message,
+        "traceback": entry.traceback,
+        "fingerprint": entry.fingerprint,
+        "first_failed_at": entry.first_failed_at,
+        "last_failed_at": entry.last_failed_at,
+        "finished_at": now,
+        "updated_at": now,
+    }

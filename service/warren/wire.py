@@ -1,0 +1,225 @@
+"""From bytes to tasks and from tasks to messages: the wire contract, without any I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import uuid_utils
+from pydantic import ValidationError
+
+from warren.bus import Headers, Message
+from warren.bus_delivery import Delivery
+from warren.bus_lenient import sendable
+from warren.errors import InvalidTask
+from warren.execution import Dead
+from warren.failure import what_does_not_fit
+from warren.settings import Settings
+from warren.topology import Names
+from warren_schemas import (
+    AMQP_PRIORITY,
+    ATTEMPTS,
+    REPLAY,
+    REPUBLISHED,
+    DeadLetterHeaders,
+    Result,
+    Task,
+)
+
+# Where a probe that failed has to wait, whatever its own class: it must not be the next probe too.
+LAST_IN_LINE = AMQP_PRIORITY["low"]
+# Attempts that a header may claim: one more must still fit into a header.
+ATTEMPTS_MAKE_SENSE = 2**31
+
+_FAILURE_RECORD = frozenset(str(field.alias) for field in DeadLetterHeaders.model_fields.values())
+_NOT_CARRIED_ALONG = _FAILURE_RECORD | {REPUBLISHED}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What all copies of one life of a task have in common. A replay starts a new life."""
+
+    task_id: UUID
+    replay: str
+
+
+def new_id() -> UUID:
+    """A UUIDv7 (RFC 9562), for a task or an event: ordered by the time it was made."""
+    return UUID(bytes=uuid_utils.uuid7().bytes)
+
+
+def decode(delivery: Delivery, settings: Settings, *, agent_type: str | None = None) -> Task:
+    """The task in a delivery, which must be for `agent_type` where that is known.
+
+    Raises InvalidTask, saying what is wrong with the body.
+    """
+    if len(delivery.body) > settings.max_payload_bytes:
+        raise InvalidTask(
+            f"the body has {len(delivery.body)} bytes; max_payload_bytes is {settings.max_payload_bytes}"
+        )
+    try:
+        task = Task.model_validate_json(delivery.body)
+    except ValidationError as error:
+        raise InvalidTask(f"the body is not a task: {what_does_not_fit(error)}") from error
+    if agent_type is not None and task.agent_type != agent_type:
+        raise InvalidTask(f"the task is for {task.agent_type!r}, but was sent to {agent_type!r}")
+    return task
+
+
+def key_of(task: Task, headers: Mapping[str, Any]) -> Key:
+    """The key under which copies of this task recognise each other."""
+    return Key(task.task_id, str(headers.get(REPLAY, "")))
+
+
+def attempts_of(headers: Mapping[str, Any]) -> int:
+    """Attempts already made, from `warren-attempts`; whatever makes no sense there counts as none."""
+    value = headers.get(ATTEMPTS, 0)
+    return value if type(value) is int and 0 < value < ATTEMPTS_MAKE_SENSE else 0
+
+
+def carried_along(headers: Mapping[str, Any]) -> Headers:
+    """The headers for a fresh publish of the same task.
+
+    Without what the broker wrote (an `x-death` misroutes the message, and brokers before 4.0.1 drop it as a
+    cycle), without a failure record, and without the mark of an earlier second copy.
+    """
+    return sendable(
+        {
+            name: value
+            for name, value in headers.items()
+            if not name.startswith("x-") and name not in _NOT_CARRIED_ALONG
+        }
+    )
+
+
+def expiration_of(task: Task, settings: Settings) -> float:
+    """Seconds until the broker hands the task to ageing: one step, or less if it expires before that."""
+    if task.expires_at is None:
+        return settings.ageing_step
+    return max(0.0, min(settings.ageing_step, (task.expires_at - datetime.now(UTC)).total_seconds()))
+
+
+def task_message(
+    task: Task,
+    names: Names,
+    settings: Settings,
+    *,
+    body: bytes | None = None,
+    headers: Headers | None = None,
+    priority: int | None = None,
+    reply_to: str | None = None,
+    correlation_id: str | None = None,
+) -> Message:
+    """A task on its way to its queue. `body` keeps the bytes of a task that came from elsewhere."""
+    return Message(
+        exchange=names.tasks,
+        routing_key=task.agent_type,
+        body=body if body is not None else task.model_dump_json(exclude_defaults=True).encode(),
+        message_id=str(task.task_id),
+        headers=headers or {},
+        priority=AMQP_PRIORITY[task.priority] if priority is None else priority,
+        expiration=expiration_of(task, settings),
+        reply_to=reply_to,
+        correlation_id=correlation_id,
+    )
+
+
+def again(
+    task: Task,
+    delivery: Delivery,
+    names: Names,
+    settings: Settings,
+    *,
+    attempts: int,
+    priority: int | None = None,
+) -> Message:
+    """The same task as a fresh publish, with the attempts that it has used up.
+
+    Once a message may be a second copy, all that follow from it are.
+    """
+    headers = carried_along(delivery.headers) | {ATTEMPTS: attempts}
+    if delivery.may_be_second_copy:
+        headers[REPUBLISHED] = True
+    return task_message(
+        task,
+        names,
+        settings,
+        body=delivery.body,
+        headers=headers,
+        priority=delivery.properties.priority if priority is None else priority,
+        reply_to=delivery.properties.reply_to,
+        correlation_id=delivery.properties.correlation_id,
+    )
+
+
+def dead_message(delivery: Delivery, dead: Dead, agent_type: str, names: Names, worker_id: str) -> Message:
+    """A dead letter: the body unchanged, the whole failure record in the headers."""
+    record = DeadLetterHeaders(
+        reason=dead.reason,
+        error_type=dead.failure.error_type,
+        error_message=dead.failure.message,
+        traceback=dead.failure.traceback,
+        attempts=dead.attempts,
+        first_failed_at=dead.first_failed_at,
+        last_failed_at=dead.last_failed_at,
+        worker=worker_id,
+        fingerprint=dead.failure.fingerprint,
+    )
+    properties = delivery.properties
+    return Message(
+        exchange=names.dlx,
+        routing_key=agent_type,
+        body=delivery.body,
+        message_id=properties.message_id or str(new_id()),
+        headers=carried_along(delivery.headers) | record.to_headers(),
+        priority=properties.priority,
+        reply_to=properties.reply_to,
+        correlation_id=properties.correlation_id,
+        content_type=properties.content_type,
+    )
+
+
+def result_message(result: bytes, task: Task, reply_to: str, correlation_id: str | None) -> Message:
+    """The answer to whoever asked for it, through the default exchange."""
+    return Message(
+        exchange="",
+        routing_key=reply_to,
+        body=result,
+        message_id=str(task.task_id),
+        correlation_id=correlation_id or str(task.task_id),
+    )
+
+
+def result_body(task: Task, result: bytes, attempts: int) -> bytes:
+    """A succeeded `Result` as JSON, around a result that is JSON already.
+
+    Encoding it through the model would decode and encode up to `max_result_bytes` once more.
+    """
+    head = (
+        f'{{"version":1,"task_id":"{task.task_id}","status":"succeeded","attempts":{attempts},"error":null,'
+    )
+    return head.encode() + b'"result":' + result + b"}"
+
+
+def failed_body(task: Task, dead: Dead) -> bytes:
+    """A dead `Result` as JSON."""
+    return (
+        Result.model_validate(
+            {
+                "version": 1,
+                "task_id": task.task_id,
+                "status": "dead",
+                "error": {
+                    "type": dead.failure.error_type,
+                    "message": dead.failure.message,
+                    "reason": dead.reason,
+                },
+                "attempts": dead.attempts,
+            }
+        )
+        .model_dump_json()
+        .encode()
+    )

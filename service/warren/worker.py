@@ -1,0 +1,278 @@
+"""The worker: deliveries in, outcomes settled. It owns the lanes, one for each agent type."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from contextlib import AsyncExitStack
+from typing import Final
+
+import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from warren.ageing import Ageing
+from warren.agents import Agent, Warren, shares
+from warren.breaker import State, Valve
+from warren.bus import Connection
+from warren.bus_consumer import Consumer
+from warren.bus_delivery import Delivery
+from warren.bus_publisher import Publisher
+from warren.errors import BrokerUnavailable, StoreUnavailable
+from warren.events import Events
+from warren.health import Health
+from warren.intake import Intake
+from warren.lanes import Lane
+from warren.loops import Loops
+from warren.runs import Runs, Totals
+from warren.settings import Settings
+from warren.settle import Settler
+from warren.store import Store
+from warren.store_ledger import Ledger
+from warren.topology import Names, topology
+
+log = structlog.get_logger(__name__)
+
+# Seconds that settling may still take at shutdown, after everything has been released.
+LAST_WORDS: Final = 5.0
+
+
+class Worker:
+    """Runs an application's agents on the tasks of a broker, until `stop` is called.
+
+    `run()` returns when everything is drained. Raises AgentError when the agents do not fit the prefetch,
+    QueueMismatch when a queue exists with other arguments, AccessRefused when the broker refuses us at the
+    start. A broker that is not there (yet) is waited for.
+    """
+
+    def __init__(self, app: Warren, settings: Settings, url: str) -> None:
+        self.worker_id = f"{_host()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.settings = settings
+        self.totals = Totals()
+        self._shares = shares(list(app.agents.values()), settings.prefetch)
+        self._app = app
+        self._names = Names(settings.namespace)
+        self._consuming = Connection(settings, url, f"{self.worker_id} consuming", self._declare_on)
+        self._publishing = Connection(settings, url, f"{self.worker_id} publishing")
+        self._publisher = Publisher(self._publishing)
+        self.lanes: dict[str, Lane] = {}
+        self._runs = Runs(self.totals)
+        self._handlers: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    # -- life -----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until `stop`, then drain."""
+        # A channel of their own: what is refused closes it, and must not disturb results and dead letters.
+        self._events = Events(Publisher(self._publishing), self._names, self.worker_id)
+        async with AsyncExitStack() as stack:
+            self._ledger = await self._open_ledger(stack)
+            await self._run()
+
+    async def _run(self) -> None:
+        settler = Settler(
+            self._publisher, self._events, self.settings, self.worker_id, self._declare, self._ledger
+        )
+        self._intake = Intake(self.worker_id, self.settings, self._runs, self.totals, settler, self._ledger)
+        self.lanes = {name: self._lane(agent) for name, agent in self._app.agents.items()}
+        ageing = Ageing(self._consuming, settler, self.settings, self._declare)
+        health = Health(
+            self.worker_id, self.lanes, self._runs, self.totals, self._events, self._consuming, self.settings
+        )
+        await self._connect_at_once()
+        async with Loops() as loops:
+            loops.start("publishing connection", self._publishing.supervise())
+            loops.start("consuming connection", self._consuming.supervise())
+            loops.start("events", self._events.run())
+            loops.start("heartbeat", health.beat())
+            loops.start("event loop lag", health.watch_lag())
+            loops.start("ageing", ageing.run())
+            if self._ledger is not None:
+                loops.start("ledger", self._ledger.run())
+            for lane in self.lanes.values():
+                loops.start(f"consumer {lane.agent.agent_type}", lane.consumer.run())
+            self._start()
+            try:
+                await self._work(loops)
+            finally:
+                await self._drain(ageing)
+                await self._say_goodbye()
+        await self._close()
+
+    @property
+    def running(self) -> int:
+        """Tasks in this worker now."""
+        return len(self._runs)
+
+    def stop(self) -> None:
+        """Drain and end. Called again: release what still runs at once."""
+        if self._stopping.is_set():
+            self._hurry.set()
+        self._stopping.set()
+
+    async def _open_ledger(self, stack: AsyncExitStack) -> Ledger | None:
+        """The ledger, where there is a store. One that is not there yet is waited for."""
+        store = Store.of(self.settings)
+        if store is None:
+            return None
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            wait=wait_random_exponential(multiplier=0.2, max=self.settings.reconnect_max_delay),
+            before_sleep=lambda state: log.warning(
+                "store.awaited", error=str(state.outcome and state.outcome.exception())
+            ),
+        )
+        await retrying(stack.enter_async_context, store)
+        return Ledger(store, self.worker_id, self._store_changed)
+
+    def _store_changed(self, up: bool, reason: str) -> None:  # noqa: FBT001 - a callback's signature
+        """Without the store nothing can end, so nothing more is taken in."""
+        self._events.tell(
+            "store", "store", "up" if up else "down", previous="down" if up else "up", reason=reason
+        )
+        if not self._stopping.is_set():
+            for lane in self.lanes.values():
+                lane.feed(lane.valve.state if up else "open")
+
+    async def _connect_at_once(self) -> None:
+        """Try the first connection here, so that what cannot heal is raised; the rest is supervised."""
+        try:
+            await self._consuming.open()
+        except BrokerUnavailable as error:
+            log.warning("broker.awaited", error=str(error))
+
+    def _start(self) -> None:
+        log.info(
+            "worker.started",
+            worker_id=self.worker_id,
+            agents=self._shares,
+            prefetch=self.settings.prefetch,
+        )
+        for agent in self._app.agents.values():
+            self._warn_of_immortals(agent)
+        self._events.tell("worker", self.worker_id, "started", details={"agents": dict(self._shares)})
+        for lane in self.lanes.values():
+            lane.feed(lane.valve.state)
+
+    def _warn_of_immortals(self, agent: Agent) -> None:
+        retries = self.settings.retries if agent.retries is None else agent.retries
+        if retries + 1 >= self.settings.breaker_fail_max:
+            log.warning(
+                "agent.immortal",
+                agent_type=agent.agent_type,
+                hint=f"one task that always fails opens the breaker before its {retries + 1} attempts are "
+                "used up, and never dies: raise WARREN_BREAKER_FAIL_MAX or lower its retries",
+            )
+
+    async def _work(self, loops: Loops) -> None:
+        """Wait for the end: a stop, or a loop that failed, whose error is raised."""
+        failing = asyncio.create_task(loops.watch())
+        stopping = asyncio.create_task(self._stopping.wait())
+        done, _ = await asyncio.wait({failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for waiting in (failing, stopping):
+            waiting.cancel()
+        if failing in done:
+            failing.result()
+
+    async def _drain(self, ageing: Ageing) -> None:
+        """Stop consuming, let running tasks finish in time, release the rest, in this order."""
+        self._events.tell("worker", self.worker_id, "draining", details={"running": len(self._runs)})
+        log.info("worker.draining", running=len(self._runs), drain_timeout_s=self.settings.drain_timeout)
+        for lane in self.lanes.values():
+            lane.consumer.want(0)
+        await asyncio.wait(
+            [asyncio.create_task(lane.consumer.paused()) for lane in self.lanes.values()], timeout=LAST_WORDS
+        )
+        # What only waits would be waited for in vain: another worker may have it now.
+        self._runs.release(lambda run: run.is_idle)
+        hurry = asyncio.create_task(self._hurry.wait())
+        rest = asyncio.create_task(self._all_handled())
+        await asyncio.wait(
+            {hurry, rest}, timeout=self.settings.drain_timeout, return_when=asyncio.FIRST_COMPLETED
+        )
+        self._runs.release(lambda _: True)
+        await asyncio.wait({rest}, timeout=LAST_WORDS)
+        await ageing.drain(LAST_WORDS)
+        for waiting in (hurry, rest):
+            waiting.cancel()
+        for handler in tuple(self._handlers):
+            log.warning("worker.abandoned", handler=handler.get_name())
+            handler.cancel()
+
+    async def _all_handled(self) -> None:
+        while self._handlers:
+            await asyncio.wait(tuple(self._handlers))
+
+    async def _say_goodbye(self) -> None:
+        self._events.tell("worker", self.worker_id, "stopped", details=self.totals.as_json())
+        try:
+            async with asyncio.timeout(LAST_WORDS):
+                await self._events.flushed()
+        except TimeoutError:
+            log.warning("worker.unheard", reason="the broker did not take the last events in time")
+
+    async def _close(self) -> None:
+        for lane in self.lanes.values():
+            lane.valve.close()
+            await lane.consumer.close()
+        await self._consuming.close()
+        await self._publishing.close()
+        log.info("worker.stopped", worker_id=self.worker_id, **self.totals.as_json())
+
+    # -- topology and lanes ----------------------------------------------------------------------------
+
+    async def _declare_on(self, connection: Connection) -> None:
+        await connection.declare(topology(self._app.agents, connection.profile, self.settings))
+
+    async def _declare(self) -> None:
+        await self._declare_on(self._consuming)
+
+    def _lane(self, agent: Agent) -> Lane:
+        name, share = agent.agent_type, self._shares[agent.agent_type]
+
+        def deliver(delivery: Delivery) -> None:
+            handler = asyncio.create_task(
+                self._intake.handle(self.lanes[name], delivery), name=f"task {name}"
+            )
+            self._handlers.add(handler)
+            handler.add_done_callback(self._handlers.discard)
+
+        return Lane(
+            agent=agent,
+            share=share,
+            consumer=Consumer(self._consuming, self._names.queue(name), deliver, self._declare),
+            valve=Valve(
+                name,
+                fail_max=self.settings.breaker_fail_max,
+                reset_timeout=self.settings.breaker_reset_timeout,
+                on_change=lambda previous, state, reason: self._valve_changed(name, previous, state, reason),
+                on_spare=lambda: self.lanes[name].consumer.renew(),  # noqa: PLW0108 - there is no lane yet
+            ),
+            slots=asyncio.Semaphore(share),
+        )
+
+    def _valve_changed(self, name: str, previous: State, state: State, reason: str) -> None:
+        lane = self.lanes[name]
+        log.warning("breaker.changed", agent_type=name, state=state, previous=previous, reason=reason)
+        self._events.tell(
+            "breaker",
+            name,
+            state,
+            previous=previous,
+            reason=reason,
+            details={"reset_timeout_s": self.settings.breaker_reset_timeout},
+        )
+        if not self._stopping.is_set() and (self._ledger is None or self._ledger.is_up):
+            lane.feed(state)
+
+
+def _host() -> str:
+    """The host's name as one word of a routing key."""
+    name = "".join(
+        letter if letter.isascii() and letter.isalnum() else "-"
+        for letter in socket.gethostname().split(".")[0]
+    )
+    return name.strip("-")[:40] or "worker"

@@ -1,0 +1,37 @@
+"""Agents of worker processes that remember, or kill."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+from tests.acceptance.agents import GLANCE, Work, gated, note
+
+from warren import Context, Warren
+
+app = Warren()
+app.agent("gated")(gated)
+
+
+@app.agent("stepper")
+async def stepper(work: Work, ctx: Context) -> list[int]:
+    """Two steps, the second behind the gate: what it returns says who ran each of them."""
+
+    async def second() -> int:
+        while work.gate is not None and not work.gate.exists():  # noqa: ASYNC110 - a file has no event
+            await asyncio.sleep(GLANCE)
+        return os.getpid()
+
+    note(work, "start", ctx)
+    first = await ctx.step("first", os.getpid)
+    result = [first, await ctx.step("second", second)]
+    note(work, "end", ctx)
+    return result
+
+
+@app.agent("killer")
+async def killer(work: Work, ctx: Context) -> None:
+    """Kills its own process, as a crash of an extension module would."""
+    note(work, "start", ctx)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,149 @@
+"""What the tests of bad input and faults share: users, hard cuts, messages no client would send."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from aiormq import spec
+from aiormq.abc import ChannelFrame, DeliveredMessage
+from aiormq.channel import Channel
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
+
+from tests.rig import Rig
+from warren import Warren
+from warren_schemas import DeadLetterHeaders, Result
+
+Logs = list[MutableMapping[str, Any]]
+
+PASSWORD = "do-not-print-me"
+
+
+def record_of(message: DeliveredMessage) -> DeadLetterHeaders:
+    """The failure record of a dead letter."""
+    return DeadLetterHeaders.from_headers(message.header.properties.headers or {})
+
+
+def echo_app(agent_type: str = "echo", **options: Any) -> Warren:
+    """An application with one agent that returns its payload."""
+    app = Warren()
+
+    @app.agent(agent_type, **options)
+    async def echo(payload: Any) -> Any:
+        return payload
+
+    return app
+
+
+def counting_app(seen: list[Any], agent_type: str = "count") -> Warren:
+    """An application with one agent that appends each payload to `seen`."""
+    app = Warren()
+
+    @app.agent(agent_type)
+    async def count(payload: Any) -> None:
+        seen.append(payload)
+
+    return app
+
+
+async def declared(rig: Rig, app: Warren, **changes: Any) -> None:
+    """Have the queues of an application declared by a worker that is gone again."""
+    async with rig.worker(app, **changes):
+        pass
+
+
+def logged(logs: Logs, event: str) -> Logs:
+    """The log entries of this name."""
+    return [entry for entry in logs if entry["event"] == event]
+
+
+async def publish_bare(
+    rig: Rig,
+    exchange: str,
+    routing_key: str,
+    body: bytes,
+    properties: spec.Basic.Properties | None = None,
+    swap: tuple[bytes, bytes] = (b"", b""),
+) -> None:
+    """Publish what aiormq would not: without a message id, and with bytes of the frames swapped."""
+    frames: list[Any] = [
+        spec.Basic.Publish(exchange=exchange, routing_key=routing_key),
+        ContentHeader(properties=properties or spec.Basic.Properties(), body_size=len(body)),
+        ContentBody(body),
+    ]
+    async with rig.plain() as plain:
+        channel = await plain.connection.channel(publisher_confirms=False)
+        assert isinstance(channel, Channel)
+        frame = ChannelFrame.marshall(channel_number=channel.number, frames=frames)
+        await channel.write_queue.put(ChannelFrame(frame.payload.replace(*swap), should_close=False))
+        await channel.close()
+
+
+@asynccontextmanager
+async def replies(rig: Rig) -> AsyncIterator[tuple[str, asyncio.Queue[Result]]]:
+    """A reply queue of a plain AMQP client, and the results that arrive in it."""
+    results: asyncio.Queue[Result] = asyncio.Queue()
+    async with rig.plain() as channel:
+        name = str((await channel.queue_declare(exclusive=True)).queue)
+
+        async def keep(message: DeliveredMessage) -> None:
+            results.put_nowait(Result.model_validate_json(message.body))
+
+        await channel.basic_consume(name, keep, no_ack=True)
+        yield name, results
+
+
+@asynccontextmanager
+async def user(rig: Rig, *permissions: str) -> AsyncIterator[str]:
+    """The URL of a user with these permissions (configure, write, read); none at all without them."""
+    name = f"user-{uuid4().hex[:8]}"
+    await asyncio.to_thread(rig.broker.ctl, "add_user", name, PASSWORD)
+    try:
+        if permissions:
+            await asyncio.to_thread(rig.broker.ctl, "set_permissions", name, *permissions)
+        url = urlsplit(rig.url)
+        yield url._replace(netloc=f"{name}:{PASSWORD}@{url.hostname}:{url.port}").geturl()
+    finally:
+        await asyncio.to_thread(rig.broker.ctl, "delete_user", name)
+
+
+@asynccontextmanager
+async def running(work: Callable[[], Any]) -> AsyncIterator[asyncio.Task[Any]]:
+    """Something that runs beside the test, cancelled at its end."""
+    task = asyncio.ensure_future(work())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def cli(*args: str, stdin: str | None = None, **environment: str) -> tuple[int, str, str]:
+    """Run the command `warren`: its exit code, standard output and standard error."""
+    process = await start_cli(*args, **environment)
+    out, err = await process.communicate(None if stdin is None else stdin.encode())
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def start_cli(*args: str, **environment: str) -> asyncio.subprocess.Process:
+    """Start the command `warren` with nothing of Warren in its environment but this."""
+    given = {name: value for name, value in os.environ.items() if not name.startswith("WARREN_")}
+    given["WARREN_STORE_URL"] = "none"
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "warren.cli", *args,
+        stdin=pipe, stdout=pipe, stderr=pipe, env={**given, **environment},
+    )  # fmt: skip
+
+
+def cli_environment(rig: Rig, **more: str) -> dict[str, str]:
+    """The environment in which the command works on the broker and the namespace of a test."""
+    return {"WARREN_AMQP_URL": rig.url, "WARREN_NAMESPACE": rig.settings.namespace, **more}

@@ -1,0 +1,57 @@
+"""The client where things go wrong: each task tells, nothing hangs, nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.faults import user
+from tests.rig import Rig, eventually
+
+from warren import Client, Warren
+from warren.client import make_task
+from warren.errors import AccessRefused
+
+
+def echo() -> Warren:
+    """One agent that gives back what it gets."""
+    app = Warren()
+
+    @app.agent("echo")
+    async def echo(payload: int) -> int:
+        return payload
+
+    return app
+
+
+async def test_without_permission_to_write_each_submission_says_so(rig: Rig) -> None:
+    async with rig.worker(echo()), user(rig, ".*", "", ".*") as url, rig.client(url=url) as client:
+        submissions = await client.submit_many([make_task("echo", number) for number in range(20)])
+    assert {type(one.error) for one in submissions} == {AccessRefused}
+
+
+async def test_without_permission_to_read_a_result_is_not_waited_for(rig: Rig) -> None:
+    async with rig.worker(echo()), user(rig, ".*", ".*", "") as url, rig.client(url=url) as client:
+        with pytest.raises(AccessRefused, match="no permission to consume"):
+            await client.run("echo", 1, timeout=30)
+
+
+async def test_a_listener_that_is_left_leaves_nothing(rig: Rig) -> None:
+    async with rig.worker(echo()), rig.client() as client:
+        listener = client.events("health.#")
+        assert (await anext(listener)).kind == "worker"
+        queues = _listeners(client)
+        assert len(queues) == 1
+        await listener.aclose()  # type: ignore[attr-defined]
+        await eventually(lambda: not _listeners(client), "the listener's loop ends")
+
+
+def _listeners(client: Client) -> list[str]:
+    return [task.get_name() for task in client._loops._tasks if task.get_name().startswith("listener")]
+
+
+async def test_two_that_wait_for_one_task_both_get_its_result(rig: Rig) -> None:
+    async with rig.worker(echo()), rig.client() as client:
+        task = make_task("echo", 7)
+        results = await asyncio.gather(client.result_of(task), client.result_of(task))
+    assert [result.result for result in results] == [7, 7]

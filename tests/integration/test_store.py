@@ -1,0 +1,150 @@
+"""The store's conformance suite: the same cases on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from tests.stores import Cluster, new_database
+
+from warren.errors import FenceLost
+from warren.store import Store
+from warren.store_archive import Archive
+from warren.store_ledger import Entry, Ledger
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def url(request: pytest.FixtureRequest, tmp_path: Path, postgresql: Callable[[], Cluster]) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    return await new_database(postgresql().url)
+
+
+@asynccontextmanager
+async def ledger_of(url: str, worker_id: str = "worker-1") -> AsyncIterator[Ledger]:
+    """A ledger that writes."""
+    async with Store(url, migrate=True) as store:
+        ledger = Ledger(store, worker_id, lambda _up, _reason: None)
+        writing = asyncio.create_task(ledger.run())
+        try:
+            yield ledger
+        finally:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+
+@pytest.fixture
+async def ledger(url: str) -> AsyncIterator[Ledger]:
+    """A ledger in an empty database."""
+    async with ledger_of(url) as ledger:
+        yield ledger
+
+
+def entry(task_id: UUID | None = None, **changes: object) -> Entry:
+    """The end of a run."""
+    plain = Entry(task_id or uuid4(), "", "greet", "default", "succeeded", 0, 1, "worker-1", b'"Hello"')
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+async def test_a_task_ends_once(ledger: Ledger) -> None:
+    run = entry()
+    assert await ledger.finish(run)
+    assert not await ledger.finish(replace(run, result=b'"Bye"'))
+    kept = (await ledger.claim(run.task_id, "", "greet", "default", crashed=True)).kept
+    assert kept is not None
+    assert (kept["status"], kept["result"]) == ("succeeded", b'"Hello"')
+
+
+async def test_of_many_that_end_together_each_ends_once(ledger: Ledger) -> None:
+    runs = [entry() for _ in range(1200)]
+    won = await asyncio.gather(*(ledger.finish(run) for run in [*runs, *runs]))
+    assert sum(won) == len(runs)
+
+
+async def test_whoever_lost_the_fence_changes_nothing(ledger: Ledger) -> None:
+    late = entry(result=b'"late"')
+    taken = await ledger.claim(late.task_id, "", "greet", "default", crashed=False)
+    newest = replace(late, fence=taken.fence, result=b'"newest"')
+    for act in (ledger.remember(late, "a", b"1"), ledger.checkpoint(late, b"1"), ledger.release(late)):
+        with pytest.raises(FenceLost, match="taken over"):
+            await act
+    assert not await ledger.finish(late)
+    assert await ledger.finish(newest)
+
+
+async def test_steps_and_checkpoint_survive_their_run(ledger: Ledger) -> None:
+    run = entry()
+    await ledger.remember(run, "fetch", b"[1,2]")
+    await ledger.checkpoint(run, b'{"page":7}')
+    known = await ledger.claim(run.task_id, "", "greet", "default", crashed=True)
+    assert (known.steps, known.checkpoint) == ({"fetch": b"[1,2]"}, b'{"page":7}')
+
+
+async def test_runs_that_never_ended_are_counted_until_one_ends_or_is_released(ledger: Ledger) -> None:
+    run = entry()
+    crashes = [(await ledger.claim(run.task_id, "", "greet", "default", crashed=True)) for _ in range(2)]
+    assert [one.crashes for one in crashes] == [1, 2]
+    await ledger.release(replace(run, fence=crashes[-1].fence))
+    assert (await ledger.claim(run.task_id, "", "greet", "default", crashed=True)).crashes == 0
+
+
+async def test_a_replay_is_a_new_life_with_the_old_steps(ledger: Ledger) -> None:
+    run = entry(status="dead")
+    await ledger.remember(run, "fetch", b"1")
+    assert await ledger.finish(run)
+    again = await ledger.claim(run.task_id, "0199", "greet", "default", crashed=False)
+    assert again.kept is None
+    assert again.steps == {"fetch": b"1"}
+    assert await ledger.finish(replace(run, life="0199", fence=again.fence, status="succeeded"))
+    stale = await ledger.claim(run.task_id, "", "greet", "default", crashed=True)
+    assert stale.kept is not None
+
+
+async def test_two_that_claim_at_once_get_two_fences(url: str) -> None:
+    run = entry()
+    async with ledger_of(url, "one") as one, ledger_of(url, "two") as two:
+        claims = await asyncio.gather(
+            *(ledger.claim(run.task_id, "", "greet", "default", crashed=False) for ledger in (one, two) * 5)
+        )
+    assert sorted(claim.fence for claim in claims) == list(range(1, 11))
+
+
+async def test_migrating_twice_changes_nothing(url: str) -> None:
+    for _ in range(2):
+        async with Store(url, migrate=True):
+            pass
+
+
+async def test_the_archive_tells_everything_about_a_task(url: str) -> None:
+    run = entry(status="dead", result=None, attempts=2, reason="exhausted", error_type="ValueError")
+    async with ledger_of(url) as ledger, Store(url) as store:
+        archive = Archive(store)
+        assert await archive.task(run.task_id) is None
+        ledger.note_attempt(run, 1, "OSError", "not yet")
+        await ledger.remember(run, "fetch", b"[1]")
+        await ledger.checkpoint(run, b'{"page": 2}')
+        assert await archive.status(run.task_id) == "running"
+        await ledger.finish(run)
+        record = await archive.task(run.task_id)
+    assert record is not None
+    assert (record.status, record.reason, record.checkpoint) == ("dead", "exhausted", {"page": 2})
+    assert [(one.number, one.error_message) for one in record.failed_attempts] == [(1, "not yet")]
+    assert [(one.name, one.value) for one in record.steps] == [("fetch", [1])]
+
+
+async def test_pruning_deletes_what_ended_and_nothing_else(url: str) -> None:
+    done, open_run = entry(), entry()
+    async with ledger_of(url) as ledger, Store(url) as store:
+        await ledger.finish(done)
+        await ledger.checkpoint(open_run, b"1")
+        archive = Archive(store)
+        assert await archive.prune(older_than=60) == 0
+        assert await archive.prune(older_than=-1) == 1
+        assert await archive.status(done.task_id) is None
+        assert await archive.status(open_run.task_id) == "running"

@@ -1,0 +1,204 @@
+"""Registering agents: what is refused, in words that help, and how the prefetch is shared."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from typing import TypedDict as BadTypedDict
+from uuid import uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+from tests.memories import forgetful
+
+from warren import Context, Warren
+from warren.agents import Agent, shares
+from warren.errors import AgentError
+from warren_schemas import Task
+
+
+class Document(BaseModel):
+    url: str
+
+
+def context() -> Context:
+    task = Task(version=1, task_id=uuid4(), agent_type="a", payload=None)
+    return Context(task, lambda *_: None, forgetful(task))
+
+
+def register(function: Callable[..., Any], agent_type: str = "a", **options: Any) -> Agent:
+    app = Warren()
+    app.agent(agent_type, **options)(function)
+    return app.agents[agent_type]
+
+
+async def nothing() -> None: ...
+
+
+class TestSignatures:
+    def test_payload_and_context_are_passed_by_their_names(self) -> None:
+        async def agent(document: Document, ctx: Context) -> None: ...
+
+        ctx = context()
+        assert register(agent).arguments({"url": "u"}, ctx) == {"document": Document(url="u"), "ctx": ctx}
+
+    def test_the_context_is_known_by_its_annotation_too(self) -> None:
+        async def agent(run: Context, payload: int = 1, *, other: int = 2) -> None: ...
+
+        ctx = context()
+        assert register(agent).arguments(5, ctx) == {"run": ctx, "payload": 5}
+
+    def test_neither_has_to_be_taken(self) -> None:
+        assert register(nothing).arguments({"any": "thing"}, context()) == {}
+
+    def test_a_payload_without_annotation_is_passed_as_it_is(self) -> None:
+        async def agent(payload):  # type: ignore[no-untyped-def]
+            return payload
+
+        assert register(agent).arguments({"any": [1, "thing"]}, context()) == {
+            "payload": {"any": [1, "thing"]}
+        }
+
+    def test_a_payload_that_does_not_fit_is_refused(self) -> None:
+        async def agent(document: Document) -> None: ...
+
+        with pytest.raises(ValidationError, match="url"):
+            register(agent).arguments({}, context())
+
+    @pytest.mark.parametrize(
+        "annotation", [int, list[str], Document, dict[str, float] | None, tuple[int, ...]]
+    )
+    def test_whatever_pydantic_knows_may_be_the_annotation(self, annotation: Any) -> None:
+        async def agent(payload: Any) -> None: ...
+
+        agent.__annotations__["payload"] = annotation
+        assert register(agent).payload is not None
+
+    def test_dataclasses_are_among_it(self) -> None:
+        @dataclass
+        class Point:
+            x: int
+
+        async def agent(payload: Any) -> None: ...
+
+        agent.__annotations__["payload"] = Point
+        assert register(agent).arguments({"x": 1}, context()) == {"payload": Point(1)}
+
+    def test_def_and_async_def_are_told_apart(self) -> None:
+        def plain(_payload: None) -> None: ...
+
+        assert register(nothing).is_async
+        assert not register(plain).is_async
+
+
+class TestRefused:
+    @pytest.mark.parametrize("name", ["", "Browse", "4chan", "a.b", "a b", "ä", "a" * 64, "a\n", "-a"])
+    def test_a_name_that_is_no_word_of_a_routing_key(self, name: str) -> None:
+        with pytest.raises(AgentError, match=r"cannot name an agent type: it takes a lower-case letter"):
+            register(nothing, name)
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            ({"timeout": 0}, "timeout=0 must be more than 0 seconds"),
+            ({"timeout": float("nan")}, "timeout=nan must be more than 0 seconds"),
+            ({"concurrency": 0}, "concurrency=0 must be at least 1"),
+            ({"retries": -1}, "retries=-1 must not be negative"),
+        ],
+    )
+    def test_numbers_that_make_no_sense(self, options: dict[str, Any], says: str) -> None:
+        with pytest.raises(AgentError, match=f"agent 'a': {says}"):
+            register(nothing, **options)
+
+    def test_the_same_name_twice(self) -> None:
+        app = Warren()
+        app.agent("a")(nothing)
+        with pytest.raises(AgentError, match="agent 'a' is registered twice"):
+            app.agent("a")(nothing)
+
+    @pytest.mark.parametrize("thing", [Document, "text", functools.partial(nothing)])
+    def test_what_is_no_function(self, thing: Any) -> None:
+        with pytest.raises(AgentError, match=r"agent 'a' must be a function \(def or async def\)"):
+            register(thing)
+
+    def test_a_second_parameter_for_the_payload(self) -> None:
+        async def agent(url: str, depth: int) -> None: ...
+
+        with pytest.raises(AgentError, match=r"agent 'a' takes .* but also 'depth': put everything"):
+            register(agent)
+
+    def test_parameters_that_have_no_name(self) -> None:
+        async def many(*payloads: int) -> None: ...
+        async def positional(payload: int, /) -> None: ...
+
+        for agent in (many, positional):
+            with pytest.raises(AgentError, match="cannot be passed by its name"):
+                register(agent)
+
+    def test_an_annotation_that_pydantic_cannot_validate(self) -> None:
+        class Opaque: ...
+
+        class Named(BadTypedDict):
+            name: str
+
+        async def agent(payload: Any) -> None: ...
+
+        for annotation in (Opaque, Named) if sys.version_info < (3, 12) else (Opaque,):
+            agent.__annotations__["payload"] = annotation
+            with pytest.raises(AgentError, match=r"pydantic cannot validate .*; use JSON types.*\(.+\)"):
+                register(agent)
+
+    def test_an_annotation_that_is_nowhere(self) -> None:
+        async def agent(payload: Any) -> None: ...
+
+        agent.__annotations__["payload"] = "Missing"
+        with pytest.raises(AgentError, match=r"cannot be resolved: name 'Missing' is not defined"):
+            register(agent)
+
+
+def agents(*concurrency: int | None) -> list[Agent]:
+    return [register(nothing, f"a{index}", concurrency=one) for index, one in enumerate(concurrency)]
+
+
+class TestShares:
+    @pytest.mark.parametrize(
+        ("concurrency", "expected"),
+        [
+            ([None], [200]),
+            ([None, None, None], [67, 67, 66]),
+            ([50, None, None], [50, 75, 75]),
+            ([1, 2], [1, 2]),
+            ([199, None], [199, 1]),
+        ],
+    )
+    def test_the_rest_is_split_evenly(self, concurrency: list[int | None], expected: list[int]) -> None:
+        assert list(shares(agents(*concurrency), 200).values()) == expected
+
+    @given(
+        concurrency=st.lists(st.none() | st.integers(1, 40), min_size=1, max_size=12),
+        prefetch=st.integers(1, 300),
+    )
+    def test_never_over_the_prefetch(self, concurrency: list[int | None], prefetch: int) -> None:
+        wanted = sum(one or 1 for one in concurrency)
+        if wanted > prefetch:
+            with pytest.raises(AgentError, match=f"do not fit into a prefetch of {prefetch}"):
+                shares(agents(*concurrency), prefetch)
+            return
+        given_out = shares(agents(*concurrency), prefetch)
+        assert sum(given_out.values()) <= prefetch
+        assert min(given_out.values()) >= 1
+        for index, one in enumerate(concurrency):
+            assert one is None or given_out[f"a{index}"] == one
+        if None in concurrency:
+            assert sum(given_out.values()) == prefetch
+            open_shares = [given_out[f"a{index}"] for index, one in enumerate(concurrency) if one is None]
+            assert max(open_shares) - min(open_shares) <= 1
+
+    def test_without_an_agent_there_is_nothing_to_share(self) -> None:
+        with pytest.raises(AgentError, match="there is no agent"):
+            shares([], 200)

@@ -1,0 +1,412 @@
+"""One task, one agent, one outcome: without a broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from tests.memories import forgetful
+from tests.rig import eventually
+
+from warren import Context, Reject, RetryAfter, Settings, Warren
+from warren.breaker import Valve
+from warren.execution import (
+    BREAKER_OPEN,
+    SHUTDOWN,
+    Dead,
+    Execution,
+    Outcome,
+    Released,
+    Succeeded,
+    retry_delay,
+)
+from warren.failure import Failure
+from warren_schemas import Task
+
+SETTINGS = Settings(retry_initial_delay=0, retry_max_delay=0, breaker_reset_timeout=600)
+Retry = tuple[int, str, float]
+
+
+class Bench:
+    """Agents with a valve of their own, and what was told about retries."""
+
+    def __init__(self, settings: Settings = SETTINGS) -> None:
+        self.settings, self.app = settings, Warren()
+        self.retries: list[Retry] = []
+        self.valve = Valve(
+            "a",
+            fail_max=settings.breaker_fail_max,
+            reset_timeout=settings.breaker_reset_timeout,
+            on_change=lambda *_: None,
+            on_spare=lambda: None,
+        )
+
+    def prepare(self, payload: Any = None, *, attempts: int = 0, **fields: Any) -> Execution:
+        """An execution of the agent `a`."""
+        task = Task.model_validate(
+            {"version": 1, "task_id": uuid4(), "agent_type": "a", "payload": payload, **fields}
+        )
+
+        def told(attempt: int, failure: Failure, seconds: float) -> None:
+            self.retries.append((attempt, failure.error_type, seconds))
+
+        context = Context(task, lambda *_: None, forgetful(task))
+        return Execution(task, self.app.agents["a"], self.valve, self.settings, context, attempts, told)
+
+    async def run(self, payload: Any = None, *, attempts: int = 0, **fields: Any) -> Outcome:
+        """Run the agent `a` once through."""
+        return await self.prepare(payload, attempts=attempts, **fields).run()
+
+    def open(self) -> None:
+        """Open the valve."""
+        while (permit := self.valve.take()) is not None:
+            self.valve.failed(permit, ConnectionError())
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.valve.close()
+
+
+def failing(bench: Bench, error: BaseException, times: int = 100, **options: Any) -> list[int]:
+    """Register an agent that raises so many times; its attempts are written into the list."""
+    attempts: list[int] = []
+
+    @bench.app.agent("a", **options)
+    async def agent(_payload: Any, ctx: Context) -> str:
+        attempts.append(ctx.attempt)
+        if len(attempts) <= times:
+            raise error
+        return "done"
+
+    return attempts
+
+
+async def cancelled(execution: Execution, when: Callable[[], bool]) -> Outcome:
+    """The outcome of an execution that is cancelled once the condition is true."""
+    running = asyncio.create_task(execution.run())
+    await eventually(when)
+    running.cancel()
+    outcome = await running
+    assert running.cancelling() == 0, "the cancellation is dealt with: settling must not meet it again"
+    return outcome
+
+
+class TestSuccess:
+    async def test_its_result_is_json(self, bench: Bench) -> None:
+        @bench.app.agent("a")
+        async def agent(number: int) -> dict[str, float]:
+            return {"half": number / 2}
+
+        assert await bench.run(3) == Succeeded(b'{"half":1.5}', attempts=1)
+
+    async def test_it_ends_the_row_of_failures(self, bench: Bench) -> None:
+        failing(bench, ConnectionError(), times=2)
+        assert await bench.run() == Succeeded(b'"done"', attempts=3)
+        assert bench.valve.failures == 0
+
+    @pytest.mark.parametrize("value", [object(), float, "x" * 100, "\ud800"])
+    async def test_a_result_that_cannot_be_sent_is_a_failure(self, value: Any) -> None:
+        bench = Bench(Settings(retries=0, max_result_bytes=50))
+
+        @bench.app.agent("a")
+        async def agent(_payload: None) -> Any:
+            return value
+
+        outcome = await bench.run()
+        assert isinstance(outcome, Dead)
+        assert (outcome.reason, outcome.failure.error_type) == ("exhausted", "ResultInvalid")
+
+    async def test_a_result_that_does_not_fit_its_annotation_is_a_failure(self, bench: Bench) -> None:
+        @bench.app.agent("a", retries=0)
+        async def agent(_payload: None) -> int:
+            return "one"  # type: ignore[return-value]
+
+        outcome = await bench.run()
+        assert isinstance(outcome, Dead)
+        assert outcome.failure.error_type == "ResultInvalid"
+
+
+class TestRetries:
+    async def test_each_is_told_with_its_wait(self, bench: Bench) -> None:
+        attempts = failing(bench, ValueError("no"), times=2)
+        assert await bench.run() == Succeeded(b'"done"', attempts=3)
+        assert attempts == [1, 2, 3]
+        assert bench.retries == [(1, "ValueError", 0.0), (2, "ValueError", 0.0)]
+
+    async def test_the_fourth_failure_is_the_last(self, bench: Bench) -> None:
+        attempts = failing(bench, ValueError("no way"))
+        outcome = await bench.run()
+        assert attempts == [1, 2, 3, 4]
+        assert isinstance(outcome, Dead)
+        assert (outcome.reason, outcome.attempts) == ("exhausted", 4)
+        assert (outcome.failure.error_type, outcome.failure.message) == ("ValueError", "no way")
+        assert outcome.first_failed_at < outcome.last_failed_at
+
+    async def test_earlier_attempts_count(self, bench: Bench) -> None:
+        attempts = failing(bench, ValueError("no"))
+        outcome = await bench.run(attempts=2)
+        assert attempts == [3, 4]
+        assert isinstance(outcome, Dead)
+        assert outcome.attempts == 4
+
+    async def test_an_agent_s_own_number_wins(self, bench: Bench) -> None:
+        attempts = failing(bench, ValueError("no"), retries=1)
+        await bench.run()
+        assert attempts == [1, 2]
+
+    async def test_the_agent_says_how_long_to_wait(self, bench: Bench) -> None:
+        attempts = failing(bench, RetryAfter(0.001), times=1)
+        assert await bench.run() == Succeeded(b'"done"', attempts=2)
+        assert attempts == [1, 2]
+        assert bench.retries == [(1, "RetryAfter", 0.001)]
+
+    async def test_asking_to_wait_is_no_failure_of_the_agent(self, bench: Bench) -> None:
+        failing(bench, RetryAfter(0), retries=10)
+        outcome = await bench.run()
+        assert isinstance(outcome, Dead)
+        assert outcome.attempts == 11
+        assert (bench.valve.state, bench.valve.failures) == ("closed", 0)
+
+    async def test_fifty_at_once_do_not_share_their_state(self, bench: Bench) -> None:
+        @bench.app.agent("a")
+        async def agent(number: int, ctx: Context) -> list[int]:
+            await asyncio.sleep(0)
+            if ctx.attempt <= number % 4:
+                raise RetryAfter(0)  # the valve must not open here
+            return [number, ctx.attempt]
+
+        outcomes = await asyncio.gather(*(bench.run(number) for number in range(50)))
+        expected = [
+            Succeeded(f"[{number},{number % 4 + 1}]".encode(), number % 4 + 1) for number in range(50)
+        ]
+        assert outcomes == expected
+
+    @pytest.mark.parametrize(("failures", "ceiling"), [(1, 0.5), (2, 1), (3, 2), (7, 30), (10_000, 30)])
+    def test_the_waits_grow_up_to_a_ceiling_with_full_jitter(self, failures: int, ceiling: float) -> None:
+        waits = [retry_delay(failures, Settings()) for _ in range(400)]
+        assert 0 <= min(waits) < ceiling * 0.1
+        assert ceiling * 0.9 < max(waits) <= ceiling
+
+
+class TestDeadAtOnce:
+    async def test_a_payload_that_does_not_fit(self, bench: Bench) -> None:
+        runs: list[int] = []
+
+        @bench.app.agent("a")
+        async def agent(number: int) -> None:
+            runs.append(number)
+
+        outcome = await bench.run("seven")
+        assert isinstance(outcome, Dead)
+        assert (outcome.reason, outcome.attempts) == ("invalid", 0)
+        assert "valid integer" in outcome.failure.message
+        assert runs == []
+
+    async def test_rejected(self, bench: Bench) -> None:
+        attempts = failing(bench, Reject("not for me"))
+        outcome = await bench.run()
+        assert isinstance(outcome, Dead)
+        assert (outcome.reason, outcome.attempts) == ("rejected", 1)
+        assert outcome.failure.message == "not for me"
+        assert attempts == [1]
+        assert bench.valve.failures == 0
+
+    async def test_expired_before_it_ran(self, bench: Bench) -> None:
+        attempts = failing(bench, ValueError())
+        outcome = await bench.run(expires_at=datetime.now(UTC))
+        assert isinstance(outcome, Dead)
+        assert (outcome.reason, outcome.attempts) == ("expired", 0)
+        assert attempts == []
+
+    async def test_expired_while_it_waited_for_its_next_attempt(self, bench: Bench) -> None:
+        attempts = failing(bench, RetryAfter(0.1))
+        outcome = await bench.run(expires_at=datetime.now(UTC) + timedelta(seconds=0.05))
+        assert isinstance(outcome, Dead)
+        assert (outcome.reason, outcome.attempts) == ("expired", 1)
+        assert attempts == [1]
+
+
+class TestTime:
+    @pytest.mark.parametrize(
+        ("of_the_task", "of_the_agent", "of_the_settings"),
+        [(0.01, 60, 60), (None, 0.01, 60), (None, None, 0.01)],
+    )
+    async def test_the_nearest_timeout_wins(
+        self, of_the_task: float | None, of_the_agent: float | None, of_the_settings: float
+    ) -> None:
+        bench = Bench(Settings(retries=0, task_timeout=of_the_settings))
+
+        @bench.app.agent("a", timeout=of_the_agent)
+        async def agent(_payload: None) -> None:
+            await asyncio.Event().wait()
+
+        outcome = await bench.run(timeout_s=of_the_task)
+        assert isinstance(outcome, Dead)
+        assert (outcome.failure.error_type, outcome.failure.message) == (
+            "TimeoutError",
+            "no result within 0.01 s",
+        )
+        assert bench.valve.failures == 1
+
+    async def test_a_timeout_of_the_agent_s_own_keeps_its_words(self, bench: Bench) -> None:
+        failing(bench, TimeoutError("the page did not load"), retries=0)
+        outcome = await bench.run()
+        assert isinstance(outcome, Dead)
+        assert outcome.failure.message == "the page did not load"
+
+    async def test_it_does_not_run_too_early(self, bench: Bench) -> None:
+        ran_at: list[datetime] = []
+
+        @bench.app.agent("a")
+        async def agent(_payload: None) -> None:
+            ran_at.append(datetime.now(UTC))
+
+        not_before = datetime.now(UTC) + timedelta(seconds=0.05)
+        await bench.run(not_before=not_before)
+        assert ran_at[0] >= not_before - timedelta(milliseconds=2)  # the loop's clock is a coarse one
+
+
+class TestWhateverAnAgentRaises:
+    @pytest.mark.parametrize(
+        "error", [SystemExit(1), KeyboardInterrupt(), asyncio.CancelledError(), StopIteration()]
+    )
+    async def test_it_is_a_failure_like_any_other(self, bench: Bench, error: BaseException) -> None:
+        attempts = failing(bench, error, retries=1)
+        outcome = await bench.run()
+        assert isinstance(outcome, Dead)
+        assert outcome.reason == "exhausted"
+        assert attempts == [1, 2]
+        assert bench.valve.failures == 2
+
+    async def test_even_from_a_thread(self, bench: Bench) -> None:
+        @bench.app.agent("a", retries=0)
+        def agent(_payload: None) -> None:
+            raise SystemExit(3)
+
+        outcome = await bench.run()
+        assert isinstance(outcome, Dead)
+        assert outcome.failure.error_type == "SystemExit"
+
+
+class TestCancelled:
+    async def test_the_attempt_that_was_cut_short_does_not_count(self, bench: Bench) -> None:
+        @bench.app.agent("a")
+        async def agent(_payload: None) -> None:
+            await asyncio.Event().wait()
+
+        execution = bench.prepare(attempts=1)
+        outcome = await cancelled(execution, lambda: execution.attempting)
+        assert outcome == Released(attempts=1, tried=False, probe=False, reason=SHUTDOWN)
+        assert bench.valve.failures == 0
+
+    async def test_an_agent_that_answers_with_an_error_is_released_all_the_same(self, bench: Bench) -> None:
+        @bench.app.agent("a")
+        async def agent(_payload: None) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise ValueError("disturbed")
+
+        execution = bench.prepare()
+        outcome = await cancelled(execution, lambda: execution.attempting)
+        assert outcome == Released(attempts=0, tried=False, probe=False, reason=SHUTDOWN)
+        assert bench.valve.failures == 0
+
+    async def test_while_it_waits_the_attempts_so_far_count(self, bench: Bench) -> None:
+        failing(bench, RetryAfter(3600))
+        execution = bench.prepare()
+        outcome = await cancelled(execution, lambda: bool(bench.retries))
+        assert outcome == Released(attempts=1, tried=True, probe=False, reason=SHUTDOWN)
+
+    async def test_a_probe_gives_its_permit_back(self) -> None:
+        bench = Bench(Settings(breaker_reset_timeout=0.001))
+
+        @bench.app.agent("a")
+        async def agent(_payload: None) -> None:
+            await asyncio.Event().wait()
+
+        bench.open()
+        await eventually(lambda: bench.valve.state == "half_open")
+        execution = bench.prepare()
+        await cancelled(execution, lambda: execution.attempting)
+        assert bench.valve.take() is not None
+
+
+class TestOutage:
+    async def test_an_open_valve_lets_nothing_run(self, bench: Bench) -> None:
+        attempts = failing(bench, ValueError())
+        bench.open()
+        outcome = await bench.run(attempts=2)
+        assert outcome == Released(attempts=2, tried=False, probe=False, reason=BREAKER_OPEN)
+        assert attempts == []
+
+    async def test_who_opens_the_valve_gets_his_attempts_back(self) -> None:
+        bench = Bench(
+            Settings(retry_initial_delay=0, retries=9, breaker_fail_max=3, breaker_reset_timeout=600)
+        )
+        attempts = failing(bench, ConnectionError())
+        outcome = await bench.run(attempts=1)
+        assert attempts == [2, 3, 4]
+        assert outcome == Released(attempts=1, tried=True, probe=False, reason=BREAKER_OPEN)
+        bench.valve.close()
+
+    async def test_so_does_who_failed_before_and_comes_too_late(self, bench: Bench) -> None:
+        failing(bench, RetryAfter(0.1))
+        running = asyncio.create_task(bench.run())
+        await eventually(lambda: bench.retries)
+        bench.open()
+        assert await running == Released(attempts=0, tried=True, probe=False, reason=BREAKER_OPEN)
+
+    async def test_a_probe_that_fails_is_marked(self) -> None:
+        bench = Bench(Settings(breaker_reset_timeout=0.001))
+        attempts = failing(bench, ConnectionError())
+        bench.open()
+        await eventually(lambda: bench.valve.state == "half_open")
+        assert await bench.run() == Released(attempts=0, tried=True, probe=True, reason=BREAKER_OPEN)
+        assert attempts == [1]
+        bench.valve.close()
+
+
+class TestThread:
+    async def test_a_plain_function_runs_in_one(self, bench: Bench) -> None:
+        here: list[threading.Thread] = []
+
+        @bench.app.agent("a")
+        def agent(_payload: None) -> str:
+            here.append(threading.current_thread())
+            return "done"
+
+        assert await bench.run() == Succeeded(b'"done"', attempts=1)
+        assert here[0] is not threading.current_thread()
+        assert here[0].daemon, "a call that never ends must not hold up the end of the process"
+
+    async def test_context_variables_come_along(self, bench: Bench) -> None:
+        variable = contextvars.ContextVar("variable", default="unset")
+
+        @bench.app.agent("a")
+        def agent(_payload: None) -> str:
+            return variable.get()
+
+        variable.set("of the caller")
+        assert await bench.run() == Succeeded(b'"of the caller"', attempts=1)
+
+    async def test_a_call_that_takes_too_long_is_left_behind(self, bench: Bench) -> None:
+        end = threading.Event()
+
+        @bench.app.agent("a", timeout=0.01, retries=0)
+        def agent(_payload: None) -> None:
+            end.wait(10)
+
+        outcome = await bench.run()
+        end.set()
+        assert isinstance(outcome, Dead)
+        assert outcome.failure.error_type == "TimeoutError"
