@@ -9,6 +9,7 @@ from warren_schemas.dead_letter import DeadLetterHeaders
 from warren_schemas.event import STATES, Event, Kind, State
 from warren_schemas.headers import (
     ATTEMPTS,
+    DISPATCH,
     ERROR_MESSAGE,
     ERROR_TYPE,
     FINGERPRINT,
@@ -31,6 +32,7 @@ __all__ = [
     "AMQP_PRIORITY",
     "ATTEMPTS",
     "CONTENT_TYPE",
+    "DISPATCH",
     "ERROR_MESSAGE",
     "ERROR_TYPE",
     "FINGERPRINT",

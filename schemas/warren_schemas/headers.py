@@ -11,6 +11,8 @@ REPUBLISHED: Final = "warren-republished"
 """True on a message that may be a second copy: whoever runs it looks first whether it ran already."""
 REPLAY: Final = "warren-replay"
 """Unique id of one replay: it starts a new life of the task, in which nothing has run yet."""
+DISPATCH: Final = "warren-dispatch"
+"""How often the store has had this task published, an integer: a smaller number is no longer the live one."""
 
 # On a dead letter.
 REASON: Final = "warren-reason"

@@ -29,6 +29,26 @@ T = TypeVar("T")
 
 GATHERING: Final = 0.003  # seconds that a write waits for others: a commit costs as much as fifty rows
 GROUP: Final = 500  # rows in one commit at most
+# What the end of a run says of its task; what was kept to publish it again stays as it is.
+ENDING: Final = (
+    "life",
+    "agent_type",
+    "user_id",
+    "status",
+    "crashes",
+    "attempts",
+    "worker_id",
+    "result",
+    "reason",
+    "error_type",
+    "error_message",
+    "traceback",
+    "fingerprint",
+    "first_failed_at",
+    "last_failed_at",
+    "finished_at",
+    "updated_at",
+)
 FIRST_PAUSE: Final = 0.1  # seconds; doubles up to LONGEST_PAUSE while the store is away
 LONGEST_PAUSE: Final = 5.0
 
@@ -148,11 +168,7 @@ class Ledger:
         """Insert, or update the row unless it has ended or belongs to a newer fence or life."""
         statement = self._insert(tasks)
         new = statement.excluded
-        written = {
-            column.name: new[column.name]
-            for column in tasks.c
-            if column.name not in {"task_id", "checkpoint", "fence"}
-        }
+        written = {name: new[name] for name in ENDING} | {"due_at": None, "leased_until": None}
         return statement.on_conflict_do_update(
             index_elements=[tasks.c.task_id],
             set_=written,
@@ -333,7 +349,6 @@ def _row(entry: Entry, now: float) -> dict[str, Any]:
         "attempts": entry.attempts,
         "worker_id": entry.worker_id,
         "result": entry.result,
-        "checkpoint": None,
         "reason": entry.reason,
         "error_type": entry.error_type,
         "error_message": entry.error_message,

@@ -8,10 +8,26 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text, Uuid
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    Uuid,
+)
 
 metadata = MetaData()
 
+SCHEDULED: Final = "scheduled"
+"""The row is the task: the relay publishes it when it is due."""
+PUBLISHED: Final = "published"
+"""The relay has published it, and nobody has begun to run it."""
 RUNNING: Final = "running"
 """Somebody runs it, or ran it and died."""
 RELEASED: Final = "released"
@@ -19,7 +35,9 @@ RELEASED: Final = "released"
 SUCCEEDED: Final = "succeeded"
 DEAD: Final = "dead"
 CANCELLED: Final = "cancelled"
-FINAL: Final = (SUCCEEDED, DEAD, CANCELLED)
+DISCARDED: Final = "discarded"
+"""Dead, and somebody has decided that it stays so."""
+FINAL: Final = (SUCCEEDED, DEAD, CANCELLED, DISCARDED)
 
 tasks = Table(
     "tasks",
@@ -45,8 +63,48 @@ tasks = Table(
     Column("last_failed_at", Float),
     Column("finished_at", Float),
     Column("updated_at", Float, nullable=False),
+    # What is needed to publish it: kept of a task that waits in the store, and of a dead one.
+    Column("created_at", Float),
+    Column("due_at", Float),
+    Column("leased_until", Float),
+    # Counts what the relay publishes: a message with a smaller number is not the live one any more.
+    Column("dispatch", Integer, nullable=False, server_default="0"),
+    Column("body", LargeBinary),
+    Column("headers", LargeBinary),
+    Column("priority", Integer),
+    Column("reply_to", String(255)),
+    Column("correlation_id", String(255)),
+    Column("idempotency_key", String(255)),
+    # Of a replayed task: how it had failed before.
+    Column("former_fingerprint", String(16)),
 )
-Index("tasks_by_status", tasks.c.status, tasks.c.finished_at)
+Index("tasks_by_end", tasks.c.finished_at)
+
+
+def _partial(
+    name: str, *columns: ColumnElement[object], only: ColumnElement[bool], unique: bool = False
+) -> None:
+    """An index of some rows: ends that are written in their thousands must not pay for it."""
+    Index(name, *columns, unique=unique, sqlite_where=only, postgresql_where=only)
+
+
+_partial("tasks_due", tasks.c.due_at, only=tasks.c.due_at.is_not(None))
+_partial("tasks_dead", tasks.c.finished_at, only=tasks.c.status == DEAD)
+_partial(
+    "tasks_dead_by_kind",
+    tasks.c.fingerprint,
+    tasks.c.agent_type,
+    tasks.c.finished_at,
+    only=tasks.c.status == DEAD,
+)
+_partial("tasks_replayed", tasks.c.life, tasks.c.status, only=tasks.c.life != "")
+_partial(
+    "tasks_by_key",
+    tasks.c.user_id,
+    tasks.c.idempotency_key,
+    only=tasks.c.idempotency_key.is_not(None),
+    unique=True,
+)
 
 attempts = Table(
     "attempts",
@@ -68,4 +126,32 @@ steps = Table(
     Column("value", LargeBinary, nullable=False),
     Column("worker_id", String(128), nullable=False),
     Column("at", Float, nullable=False),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("agent_type", String(63), nullable=False),
+    Column("cron", String(255), nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("user_id", String(255), nullable=False),
+    Column("priority", String(6), nullable=False),
+    # "agent" for `every=`, "person" for `warren schedule add`.
+    Column("made_by", String(6), nullable=False),
+    Column("next_at", Float, nullable=False),
+    Column("last_at", Float),
+)
+
+replays = Table(
+    "replays",
+    metadata,
+    # The life of everything that it replays (UUIDv7).
+    Column("replay_id", String(36), primary_key=True),
+    # JSON: which dead letters, and how.
+    Column("plan", LargeBinary, nullable=False),
+    Column("status", String(10), nullable=False),
+    Column("reason", Text),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
 )

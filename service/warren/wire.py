@@ -22,6 +22,7 @@ from warren.topology import Names
 from warren_schemas import (
     AMQP_PRIORITY,
     ATTEMPTS,
+    DISPATCH,
     REPLAY,
     REPUBLISHED,
     DeadLetterHeaders,
@@ -76,7 +77,15 @@ def key_of(task: Task, headers: Mapping[str, Any]) -> Key:
 
 def attempts_of(headers: Mapping[str, Any]) -> int:
     """Attempts already made, from `warren-attempts`; whatever makes no sense there counts as none."""
-    value = headers.get(ATTEMPTS, 0)
+    return _count(headers.get(ATTEMPTS))
+
+
+def dispatch_of(headers: Mapping[str, Any]) -> int:
+    """Which publication by the store this is, from `warren-dispatch`; 0 for one that came straight here."""
+    return _count(headers.get(DISPATCH))
+
+
+def _count(value: Any) -> int:
     return value if type(value) is int and 0 < value < ATTEMPTS_MAKE_SENSE else 0
 
 

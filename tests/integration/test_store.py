@@ -10,12 +10,16 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection
 from tests.stores import Cluster, new_database
 
 from warren.errors import FenceLost
 from warren.store import Store
 from warren.store_archive import Archive
 from warren.store_ledger import Entry, Ledger
+from warren.store_schema import metadata
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -148,3 +152,11 @@ async def test_pruning_deletes_what_ended_and_nothing_else(url: str) -> None:
         assert await archive.prune(older_than=-1) == 1
         assert await archive.status(done.task_id) is None
         assert await archive.status(open_run.task_id) == "running"
+
+
+async def test_the_migrations_make_the_tables_that_the_code_expects(url: str) -> None:
+    def differences(connection: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+    async with Store(url, migrate=True) as store, store.transaction() as connection:
+        assert await connection.run_sync(differences) == []
