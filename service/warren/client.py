@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final, Self
 from uuid import UUID, uuid4
 
 import structlog
 from pydantic import JsonValue, ValidationError
 
-from warren.bus import Connection
+from warren.bus import Connection, Message
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
+from warren.client_store import ClientStore
+from warren.client_tasks import make_task
 from warren.errors import (
     BrokerError,
     BrokerNotFound,
-    ConfigurationError,
     MessageTooLarge,
     QueueFull,
     ResultTimeout,
@@ -30,10 +29,9 @@ from warren.errors import (
 )
 from warren.loops import Loops
 from warren.settings import Settings
-from warren.store import Store
-from warren.store_archive import Archive, TaskRecord
+from warren.store_archive import TaskRecord
 from warren.topology import Binding, Names, Queue, Topology, exchanges
-from warren.wire import new_id, task_message
+from warren.wire import task_message
 from warren_schemas import Event, Result, Task
 
 log = structlog.get_logger(__name__)
@@ -82,8 +80,7 @@ class Client:
         )
         self._results: dict[str, asyncio.Future[Result]] = {}
         self._opening = asyncio.Lock()
-        self._stores = AsyncExitStack()
-        self._store: Store | None = None
+        self._store = ClientStore(self.settings)
         self._consumes = self._listens = False
 
     async def __aenter__(self) -> Self:
@@ -98,7 +95,7 @@ class Client:
             await self._delete(self._replies.name)
         await self._consuming.close()
         await self._publishing.close()
-        await self._stores.aclose()
+        await self._store.close()
 
     async def submit(
         self, agent_type: str, payload: JsonValue, *, reply_to: str | None = None, **options: Any
@@ -106,14 +103,18 @@ class Client:
         """Submit one task and return it once the broker has confirmed it.
 
         `options` are the task's optional fields: `priority`, `user_id`, `expires_at`, `not_before`,
-        `timeout_s`, `metadata`, `task_id`, …
+        `timeout_s`, `metadata`, `task_id`, …, and for a later time `delay` (seconds, or a timedelta) or
+        `run_at` (a datetime with a time zone).
+
+        With an `idempotency_key`, a second submit of the same user and key makes no second task and returns
+        the first one. That needs a store, the same one for every producer that shares keys; keys are
+        forgotten when the task is pruned.
 
         Raises pydantic.ValidationError for a field that makes no sense, QueueFull, UnknownAgentType,
-        MessageTooLarge, PublishTimeout or BrokerUnavailable.
+        MessageTooLarge, PublishTimeout or BrokerUnavailable; with a key also StoreUnavailable,
+        StoreUnusable, or ConfigurationError where the settings name no store.
         """
-        task = make_task(agent_type, payload, **options)
-        await self._send(task, reply_to)
-        return task
+        return await self._accept(make_task(agent_type, payload, **options), reply_to)
 
     async def submit_many(self, tasks: Iterable[Task]) -> list[Submission]:
         """Submit many tasks with up to 500 publishes in flight; the answer has their order.
@@ -164,12 +165,9 @@ class Client:
         new: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         future = self._results.setdefault(str(task.task_id), new)
         try:
-            while True:
-                try:
-                    await self._send(task, self._replies.name)
-                    break
-                except QueueFull:
-                    await asyncio.sleep(FULL_PAUSE)
+            accepted = await self._accept_patiently(task, self._replies.name)
+            if accepted.task_id != task.task_id:
+                return await self._store.result_of(accepted)  # who submitted it first gets the answer
             return await self._first(future)
         finally:
             if future is new:
@@ -193,11 +191,11 @@ class Client:
         None for a task that has left no row: it waits, runs for the first time, or never was.
         Raises StoreUnavailable, StoreUnusable, or ConfigurationError where the settings name no store.
         """
-        return await (await self._archive()).status(UUID(str(task_id)))
+        return await (await self._store.archive()).status(UUID(str(task_id)))
 
     async def result(self, task_id: UUID | str) -> TaskRecord | None:
         """Everything that the store knows of a task, its result included; None and raises like `status`."""
-        return await (await self._archive()).task(UUID(str(task_id)))
+        return await (await self._store.archive()).task(UUID(str(task_id)))
 
     async def events(self, pattern: str = "#") -> AsyncIterator[Event]:
         """Events whose routing key fits the pattern (`health.#`, `task.*.dead`), from now on, for ever.
@@ -228,16 +226,6 @@ class Client:
 
     # -- below the surface ----------------------------------------------------------------------------
 
-    async def _archive(self) -> Archive:
-        """The store, opened when it is first asked for."""
-        async with self._opening:
-            if self._store is None:
-                store = Store.of(self.settings)
-                if store is None:
-                    raise ConfigurationError("WARREN_STORE_URL is `none`: nothing is remembered to be read")
-                self._store = await self._stores.enter_async_context(store)
-        return Archive(self._store)
-
     async def _prepare(self, connection: Connection) -> None:
         """Make sure that the exchanges are there; a producer that may not declare may still use it."""
         if not await connection.has_exchange(self._names.tasks):
@@ -251,12 +239,12 @@ class Client:
 
     async def _try(self, task: Task) -> Submission:
         try:
-            await self._send(task, None)
+            return Submission(await self._accept(task, None))
         except BrokerError as error:
             return Submission(task, error)
-        return Submission(task)
 
-    async def _send(self, task: Task, reply_to: str | None) -> None:
+    async def _accept(self, task: Task, reply_to: str | None) -> Task:
+        """Send a task, or return the one that was submitted with its idempotency key before."""
         message = task_message(
             task,
             self._names,
@@ -264,11 +252,29 @@ class Client:
             reply_to=reply_to,
             correlation_id=str(task.task_id) if reply_to else None,
         )
+        self._check_size(task, message)
+        if task.idempotency_key is None:
+            await self._send(task, message)
+            return task
+        return await self._store.send_once(
+            task, message, task.idempotency_key, lambda message: self._send(task, message)
+        )
+
+    async def _accept_patiently(self, task: Task, reply_to: str) -> Task:
+        while True:
+            try:
+                return await self._accept(task, reply_to)
+            except QueueFull:
+                await asyncio.sleep(FULL_PAUSE)
+
+    def _check_size(self, task: Task, message: Message) -> None:
         if len(message.body) > self.settings.max_payload_bytes:
             raise MessageTooLarge(
                 f"task {task.task_id} has {len(message.body)} bytes; max_payload_bytes is "
                 f"{self.settings.max_payload_bytes}: store the data elsewhere and send where it is"
             )
+
+    async def _send(self, task: Task, message: Message) -> None:
         try:
             await self._publisher.publish(message)
         except Unroutable as error:
@@ -318,12 +324,6 @@ class Client:
             if future is not None and not future.done():
                 future.set_result(result)
         delivery.ack()
-
-
-def make_task(agent_type: str, payload: JsonValue, **options: Any) -> Task:
-    """A new task. Raises pydantic.ValidationError, naming the field, for one that makes no sense."""
-    fields: dict[str, Any] = {"task_id": new_id(), "created_at": datetime.now(UTC)} | options
-    return Task.model_validate({**fields, "version": 1, "agent_type": agent_type, "payload": payload})
 
 
 __all__: Sequence[str] = ("Client", "Submission", "make_task")

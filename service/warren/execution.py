@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -69,7 +70,26 @@ class Superseded:
     """A newer run has taken the task over: its end counts, and nothing is to be told of this one."""
 
 
-Outcome: TypeAlias = Succeeded | Dead | Released | Superseded
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """Another message of the task is the live one: this one only goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLater:
+    """The task waits in the store until `due_at` (seconds since the epoch): too long to hold a place here.
+
+    `failure` is that of the last attempt, None for a task that was not due yet.
+    """
+
+    due_at: float
+    attempts: int
+    failure: Failure | None = None
+    first_failed_at: datetime | None = None
+    last_failed_at: datetime | None = None
+
+
+Outcome: TypeAlias = Succeeded | Dead | Released | RetryLater | Superseded | Stale
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +118,8 @@ class Execution:
     """The run of one task by its agent; `run` gives the outcome, whatever happens.
 
     `attempts` starts with the attempts that the task has already used up. `on_retry(attempts, error,
-    seconds)` is told before each wait. `attempting` is true while the agent runs: otherwise the task only
+    seconds)` is told before each wait. `can_wait_outside` says that there is a store: waits over `hold_limit`
+    are spent there. `attempting` is true while the agent runs: otherwise the task only
     waits, and may be cancelled at shutdown at once.
     """
 
@@ -109,6 +130,7 @@ class Execution:
     context: Context
     attempts: int
     on_retry: Callable[[int, Failure, float], None]
+    can_wait_outside: bool = False
     attempting: bool = False
     _attempts_before: int = field(init=False)
     _first_failed_at: datetime | None = field(default=None, init=False)
@@ -142,9 +164,11 @@ class Execution:
             return self._dead("invalid", Failure.told("InvalidPayload", what_does_not_fit(error)))
         except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
             return self._dead("invalid", Failure.of(error))
-        if self.task.not_before is not None and self.task.not_before > datetime.now(UTC):
+        if self.task.not_before is not None and (seconds := _seconds_until(self.task.not_before)) > 0:
             self.valve.pass_by()
-            await asyncio.sleep((self.task.not_before - datetime.now(UTC)).total_seconds())
+            if self._is_long(seconds):
+                return RetryLater(self.task.not_before.timestamp(), self.attempts)
+            await asyncio.sleep(seconds)
         first = await self._attempt(arguments)
         if not isinstance(first, Failed):
             return first
@@ -159,11 +183,11 @@ class Execution:
 
         retrying = AsyncRetrying(
             retry=retry_if_result(lambda result: isinstance(result, Failed)),
-            stop=lambda _: self.attempts >= self._max_attempts,
+            stop=lambda state: self._is_exhausted or self._is_long(state.upcoming_sleep),
             wait=self._delay,
             before_sleep=self._tell_retry,
             sleep=asyncio.sleep,
-            retry_error_callback=lambda state: self._exhausted(_failed_of(state)),
+            retry_error_callback=self._give_up,
         )
         outcome: Outcome = await retrying(attempt)
         return outcome
@@ -240,9 +264,12 @@ class Execution:
         return result
 
     @property
-    def _max_attempts(self) -> int:
+    def _is_exhausted(self) -> bool:
         retries = self.settings.retries if self.agent.retries is None else self.agent.retries
-        return retries + 1
+        return self.attempts > retries
+
+    def _is_long(self, seconds: float) -> bool:
+        return self.can_wait_outside and seconds > self.settings.hold_limit
 
     def _delay(self, state: RetryCallState) -> float:
         error = _failed_of(state).error
@@ -267,8 +294,16 @@ class Execution:
             return None
         return self._dead("expired", Failure.told("Expired", f"expired at {expires_at.isoformat()}"))
 
-    def _exhausted(self, last: Failed) -> Dead:
-        return self._dead("exhausted", Failure.of(last.error), last.at)
+    def _give_up(self, state: RetryCallState) -> Dead | RetryLater:
+        """No retry here: the attempts are used up, or the next one is far away."""
+        last = _failed_of(state)
+        failure = Failure.of(last.error)
+        if self._is_exhausted:
+            return self._dead("exhausted", failure, last.at)
+        seconds = state.upcoming_sleep
+        self.on_retry(self.attempts, failure, seconds)
+        first = self._first_failed_at or last.at
+        return RetryLater(time.time() + seconds, self.attempts, failure, first, last.at)
 
     def _dead(self, reason: Reason, failure: Failure, at: datetime | None = None) -> Dead:
         last = at or datetime.now(UTC)
@@ -280,6 +315,10 @@ def _failed_of(state: RetryCallState) -> Failed:
     failed = state.outcome.result()
     assert isinstance(failed, Failed)
     return failed
+
+
+def _seconds_until(moment: datetime) -> float:
+    return (moment - datetime.now(UTC)).total_seconds()
 
 
 def _closes_us(error: BaseException) -> bool:

@@ -105,6 +105,7 @@ class Intake:
             on_retry=lambda attempts, failure, seconds: self._retrying(
                 task, memory.run, attempts, failure, seconds
             ),
+            can_wait_outside=self._ledger is not None,
         )
         return Run(key, task, [delivery], execution, memory, handler)
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from warren.execution import Dead, Outcome, Succeeded
+from warren.execution import Dead, Outcome, RetryLater, Succeeded
 from warren.failure import Failure
 from warren.store_ledger import Entry
+from warren.store_outbox import Setback
 from warren.wire import Key
 from warren_schemas import Task
 
@@ -43,6 +44,21 @@ def ended(run: Entry, outcome: Succeeded | Dead) -> Entry:
         fingerprint=outcome.failure.fingerprint,
         first_failed_at=outcome.first_failed_at.timestamp(),
         last_failed_at=outcome.last_failed_at.timestamp(),
+    )
+
+
+def setback(later: RetryLater) -> Setback | None:
+    """The failure after which a task waits, or None for one that was not due."""
+    failure, first, last = later.failure, later.first_failed_at, later.last_failed_at
+    if failure is None or first is None or last is None:
+        return None
+    return Setback(
+        error_type=failure.error_type,
+        error_message=failure.message,
+        traceback=failure.traceback,
+        fingerprint=failure.fingerprint,
+        first_failed_at=first.timestamp(),
+        last_failed_at=last.timestamp(),
     )
 
 

@@ -12,7 +12,7 @@ import structlog
 from pydantic import JsonValue
 
 from warren.bus_delivery import Delivery
-from warren.execution import Dead, Execution, Outcome, Released, Succeeded, Superseded
+from warren.execution import Dead, Execution, Outcome, Released, RetryLater, Stale, Succeeded, Superseded
 from warren.memory import Memory
 from warren.wire import Key
 from warren_schemas import Task
@@ -35,7 +35,9 @@ class Totals:
     retried: int = 0
     dead: int = 0
     released: int = 0
+    postponed: int = 0
     superseded: int = 0
+    stale: int = 0
 
     def count(self, outcome: Outcome) -> None:
         """Count an outcome that was settled."""
@@ -46,8 +48,12 @@ class Totals:
                 self.dead += 1
             case Released():
                 self.released += 1
+            case RetryLater():
+                self.postponed += 1
             case Superseded():
                 self.superseded += 1
+            case Stale():
+                self.stale += 1
 
     def as_json(self) -> dict[str, JsonValue]:
         """The counts by name."""
@@ -108,9 +114,9 @@ class Runs:
         run.settled.set()
 
     def finish(self, run: Run, outcome: Outcome) -> None:
-        """Remember a task that was settled for good; a released one will come again."""
+        """Remember a task that was settled for good; others come again."""
         self._totals.count(outcome)
-        if isinstance(outcome, Released | Superseded):
+        if not isinstance(outcome, Succeeded | Dead):
             return
         self._finished[run.key] = None
         if len(self._finished) > REMEMBERED:

@@ -59,6 +59,11 @@ class Settings(BaseSettings):
     retry_max_delay: float = Field(30, ge=0, description="Ceiling of any wait between attempts.")
     retry_multiplier: float = Field(2, ge=1, description="Growth of that ceiling from retry to retry.")
 
+    hold_limit: float = Field(
+        5,
+        ge=0,
+        description="Longest wait of a task that keeps its place in a worker; longer ones are in the store.",
+    )
     crash_limit: int = Field(3, ge=1, description="Runs that killed their worker, then the task is poison.")
 
     breaker_fail_max: int = Field(5, ge=1, description="Failures in a row that open an agent's breaker.")

@@ -24,12 +24,13 @@ from warren.errors import (
     Unroutable,
 )
 from warren.events import Events
-from warren.execution import BREAKER_OPEN, Dead, Outcome, Released, Succeeded, Superseded
-from warren.records import ended
+from warren.execution import BREAKER_OPEN, Dead, Outcome, Released, RetryLater, Stale, Succeeded, Superseded
+from warren.records import ended, setback
 from warren.settings import Settings
 from warren.store_ledger import Entry, Ledger
+from warren.store_outbox import Outbox
 from warren.topology import Names
-from warren.wire import LAST_IN_LINE, again, dead_message, failed_body, result_body, result_message
+from warren.wire import LAST_IN_LINE, again, dead_message, failed_body, parcel_of, result_body, result_message
 from warren_schemas import REPUBLISHED, State, Task
 
 log = structlog.get_logger(__name__)
@@ -53,6 +54,7 @@ class Settler:
         ledger: Ledger | None,
     ) -> None:
         self._ledger = ledger
+        self._outbox = Outbox(ledger) if ledger is not None else None
         self._publisher, self._events, self._declare = publisher, events, declare
         self._settings, self._worker_id = settings, worker_id
         self._names = Names(settings.namespace)
@@ -72,7 +74,7 @@ class Settler:
 
         Waits for the broker as long as it takes; cancelled before its end, everything is delivered again.
         """
-        outcome = await self._record(run, outcome, deliveries[-1])
+        outcome = await self._record(run, task, outcome, deliveries)
         match outcome:
             case Superseded():
                 await self._step_back(task, deliveries)
@@ -84,6 +86,8 @@ class Settler:
             case Released():
                 if not await self._release(task, outcome, deliveries, paused):
                     return outcome
+            case RetryLater() | Stale():
+                pass  # it stands in the store; the message here is not needed any more
         for delivery in tuple(deliveries):
             delivery.ack()
         return outcome
@@ -126,14 +130,18 @@ class Settler:
         await asyncio.gather(*(delivery.release() for delivery in deliveries))
         return False
 
-    async def _record(self, run: Entry | None, outcome: Outcome, delivery: Delivery) -> Outcome:
-        """Make the outcome durable in the ledger, where there is one."""
+    async def _record(
+        self, run: Entry | None, task: Task, outcome: Outcome, deliveries: Sequence[Delivery]
+    ) -> Outcome:
+        """Make the outcome durable in the store, where there is one."""
         if self._ledger is None or run is None:
             return outcome
         match outcome:
             case Succeeded() | Dead():
                 return outcome if await self._ledger.finish(ended(run, outcome)) else Superseded()
-            case Released() if run.fence or not delivery.counted:
+            case RetryLater():
+                return await self._postpone(run, task, outcome, deliveries[-1])
+            case Released() if run.fence or not deliveries[-1].counted:
                 # Without a row that says so, whoever gets it next would take it for one whose worker died:
                 # classic queues cannot tell, and quorum queues never forget.
                 try:
@@ -141,6 +149,15 @@ class Settler:
                 except FenceLost:
                     return Superseded()
         return outcome
+
+    async def _postpone(self, run: Entry, task: Task, later: RetryLater, delivery: Delivery) -> Outcome:
+        assert self._outbox is not None
+        parcel = parcel_of(delivery, task)
+        try:
+            await self._outbox.postpone(run, later.due_at, later.attempts, parcel, setback(later))
+        except FenceLost:
+            return Superseded()
+        return later
 
     async def _wait(self, paused: Callable[[], Awaitable[None]]) -> None:
         """Wait until a released task would not come straight back to this very consumer.

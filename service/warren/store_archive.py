@@ -13,7 +13,8 @@ from pydantic_core import from_json
 from sqlalchemy import RowMapping, delete, select
 
 from warren.store import Store
-from warren.store_schema import attempts, steps, tasks
+from warren.store_schema import CANCELLED, DEAD, SUCCEEDED, attempts, steps, tasks
+from warren_schemas import Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """What the store knows of a task. `status` is running, released, succeeded, dead or cancelled."""
+    """What the store knows of a task.
+
+    `status` is scheduled (it waits here until `due_at`), published, running, released, succeeded, dead,
+    cancelled or discarded.
+    """
 
     task_id: UUID
     agent_type: str
@@ -55,8 +60,24 @@ class TaskRecord:
     checkpoint: JsonValue
     updated_at: datetime
     finished_at: datetime | None
+    due_at: datetime | None = None
     failed_attempts: list[Attempt] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+
+    def as_result(self) -> Result:
+        """What whoever asked for the result of an ended task is answered."""
+        error = None
+        if self.error_type is not None or self.reason is not None:
+            error = {
+                "type": self.error_type or "",
+                "message": self.error_message or "",
+                "reason": self.reason,
+            }
+        fields = {"version": 1, "task_id": self.task_id, "attempts": self.attempts}
+        if self.status == SUCCEEDED:
+            return Result.model_validate(fields | {"status": self.status, "result": self.result})
+        status = CANCELLED if self.status == CANCELLED else DEAD
+        return Result.model_validate(fields | {"status": status, "error": error})
 
 
 class Archive:
@@ -115,6 +136,7 @@ def _record(row: RowMapping, failed: Sequence[RowMapping], remembered: Sequence[
         checkpoint=_json(row["checkpoint"]),
         updated_at=_time(row["updated_at"]),
         finished_at=_time(row["finished_at"]) if row["finished_at"] else None,
+        due_at=_time(row["due_at"]) if row["due_at"] else None,
         failed_attempts=[
             Attempt(
                 one["number"],

@@ -79,8 +79,8 @@ class Entry:
 class Claim:
     """What is known of a task when a run takes it over.
 
-    `kept` is the row of one that has ended already: then there is nothing to run. `crashes` counts runs that
-    began, were recorded and never ended.
+    `kept` is the row of one that has ended already: then there is nothing to run. `is_stale`: another message
+    is the live one. `crashes` counts runs that began, were recorded and never ended.
     """
 
     fence: int
@@ -88,6 +88,7 @@ class Claim:
     steps: dict[str, bytes] = field(default_factory=dict)
     checkpoint: bytes | None = None
     kept: dict[str, Any] | None = None
+    is_stale: bool = False
 
 
 class Ledger:
@@ -180,8 +181,12 @@ class Ledger:
 
     # -- taking a task over --------------------------------------------------------------------------------
 
-    async def claim(self, task_id: UUID, life: str, agent_type: str, user_id: str, *, crashed: bool) -> Claim:
+    async def claim(
+        self, task_id: UUID, life: str, agent_type: str, user_id: str, *, crashed: bool, dispatch: int = 0
+    ) -> Claim:
         """Take the task over: a new fence, and what earlier runs have remembered.
+
+        `dispatch` is the message's: with a higher one in the store, or a newer life, it is not the live one.
 
         `crashed` says that this delivery came back without having been released: unless the row says so, its
         worker died, and the start of this run is recorded as one that has not ended.
@@ -192,7 +197,9 @@ class Ledger:
             if row is None:
                 first = {"life": life, "agent_type": agent_type, "user_id": user_id, "attempts": 0}
                 row = await self._first(connection, task_id, first)
-            if row["life"] > life or (row["status"] in FINAL and row["life"] == life):
+            if row["life"] > life or (row["life"] == life and row["dispatch"] > dispatch):
+                return Claim(row["fence"], row["crashes"], is_stale=True)
+            if row["status"] in FINAL and row["life"] == life:
                 return Claim(row["fence"], row["crashes"], kept=row)
             return await self._take(connection, row, life, crashed=crashed)
 
@@ -255,6 +262,8 @@ class Ledger:
                 crashes=crashes + crashed,
                 worker_id=self._worker_id,
                 finished_at=None,
+                due_at=None,
+                leased_until=None,
                 updated_at=time.time(),
             )
         )
@@ -270,7 +279,7 @@ class Ledger:
         """Keep the value of a step. Durable when it returns. Raises FenceLost for an overtaken run."""
 
         async def act(connection: AsyncConnection) -> None:
-            await self._hold(connection, run)
+            await self.hold(connection, run)
             kept = self._insert(steps).values(
                 task_id=run.task_id, name=name, value=value, worker_id=self._worker_id, at=time.time()
             )
@@ -282,7 +291,7 @@ class Ledger:
         """Keep the state of a run. Durable when it returns. Raises FenceLost for an overtaken run."""
 
         async def act(connection: AsyncConnection) -> None:
-            await self._hold(connection, run)
+            await self.hold(connection, run)
             await connection.execute(
                 tasks.update().where(tasks.c.task_id == run.task_id).values(checkpoint=state)
             )
@@ -293,14 +302,14 @@ class Ledger:
         """Note that the task was given back to its queue, so that whoever gets it next is no suspect."""
 
         async def act(connection: AsyncConnection) -> None:
-            await self._hold(connection, run)
+            await self.hold(connection, run)
             await connection.execute(
                 tasks.update().where(tasks.c.task_id == run.task_id).values(status=RELEASED, crashes=0)
             )
 
         await self.surely(act)
 
-    async def _hold(self, connection: AsyncConnection, run: Entry) -> None:
+    async def hold(self, connection: AsyncConnection, run: Entry) -> None:
         """Lock the run's row, or make it. Raises FenceLost unless the fence is still this run's."""
         row = await self._locked(connection, run.task_id)
         if row is None:

@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 import structlog
 
 from warren.bus_delivery import Delivery
-from warren.execution import SHUTDOWN, Dead, Outcome, Released
+from warren.execution import SHUTDOWN, Dead, Outcome, Released, Stale
 from warren.failure import Failure
 from warren.loops import is_cancelled
 from warren.records import kept
 from warren.runs import Run
 from warren.settings import Settings
 from warren.store_ledger import Ledger
-from warren.wire import attempts_of
+from warren.wire import attempts_of, dispatch_of
 from warren_schemas import REPLAY
 
 log = structlog.get_logger(__name__)
@@ -63,8 +63,16 @@ class Takeover:
     async def _claim(self, run: Run, *, crashed: bool) -> Outcome | None:
         task, key = run.task, run.key
         claim = await self._ledger.claim(
-            key.task_id, key.replay, task.agent_type, task.user_id, crashed=crashed
+            key.task_id,
+            key.replay,
+            task.agent_type,
+            task.user_id,
+            crashed=crashed,
+            dispatch=dispatch_of(run.deliveries[0].headers),
         )
+        if claim.is_stale:
+            log.info("task.stale", task_id=str(key.task_id))
+            return Stale()
         if claim.kept is not None:
             run.is_recorded = True
             log.info("task.ended_before", task_id=str(key.task_id), status=claim.kept["status"])
@@ -83,5 +91,11 @@ class Takeover:
 
 
 def _may_have_run(delivery: Delivery) -> bool:
-    """Only these pay for a look-up: copies, tasks with attempts behind them, replays."""
-    return delivery.may_be_second_copy or attempts_of(delivery.headers) > 0 or REPLAY in delivery.headers
+    """Only these pay for a look-up: copies, replays, what was tried before or comes from the store."""
+    headers = delivery.headers
+    return (
+        delivery.may_be_second_copy
+        or attempts_of(headers) > 0
+        or dispatch_of(headers) > 0
+        or REPLAY in headers
+    )

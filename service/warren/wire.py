@@ -10,6 +10,7 @@ from uuid import UUID
 
 import uuid_utils
 from pydantic import ValidationError
+from pydantic_core import from_json, to_json
 
 from warren.bus import Headers, Message
 from warren.bus_delivery import Delivery
@@ -18,6 +19,7 @@ from warren.errors import InvalidTask
 from warren.execution import Dead
 from warren.failure import what_does_not_fit
 from warren.settings import Settings
+from warren.store_outbox import Due, Parcel
 from warren.topology import Names
 from warren_schemas import (
     AMQP_PRIORITY,
@@ -37,6 +39,7 @@ ATTEMPTS_MAKE_SENSE = 2**31
 
 _FAILURE_RECORD = frozenset(str(field.alias) for field in DeadLetterHeaders.model_fields.values())
 _NOT_CARRIED_ALONG = _FAILURE_RECORD | {REPUBLISHED}
+_HAVE_COLUMNS = frozenset({ATTEMPTS, DISPATCH, REPLAY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,46 @@ def again(
         priority=delivery.properties.priority if priority is None else priority,
         reply_to=delivery.properties.reply_to,
         correlation_id=delivery.properties.correlation_id,
+    )
+
+
+def parcel_of(delivery: Delivery, task: Task) -> Parcel:
+    """What it takes to publish a delivery again, later, from the store."""
+    properties = delivery.properties
+    return Parcel(
+        body=delivery.body,
+        headers=kept_headers(delivery.headers),
+        priority=properties.priority or AMQP_PRIORITY[task.priority],
+        reply_to=properties.reply_to,
+        correlation_id=properties.correlation_id,
+    )
+
+
+def kept_headers(headers: Mapping[str, Any]) -> bytes:
+    """Headers as JSON for the store, without those that it has columns for."""
+    kept = {name: value for name, value in carried_along(headers).items() if name not in _HAVE_COLUMNS}
+    return to_json(kept, fallback=str, bytes_mode="base64", inf_nan_mode="null")
+
+
+def due_message(due: Due, names: Names, settings: Settings) -> Message:
+    """A task from the store on its way to its queue.
+
+    Raises pydantic.ValidationError when the body in the store is no task (any more).
+    """
+    headers: Headers = from_json(due.parcel.headers)
+    if due.attempts:
+        headers[ATTEMPTS] = due.attempts
+    if due.life:
+        headers[REPLAY] = due.life
+    return task_message(
+        Task.model_validate_json(due.parcel.body),
+        names,
+        settings,
+        body=due.parcel.body,
+        headers=headers | {DISPATCH: due.dispatch},
+        priority=due.parcel.priority,
+        reply_to=due.parcel.reply_to,
+        correlation_id=due.parcel.correlation_id,
     )
 
 

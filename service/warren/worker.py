@@ -25,11 +25,13 @@ from warren.health import Health
 from warren.intake import Intake
 from warren.lanes import Lane
 from warren.loops import Loops
+from warren.relay import Relay
 from warren.runs import Runs, Totals
 from warren.settings import Settings
 from warren.settle import Settler
 from warren.store import Store
 from warren.store_ledger import Ledger
+from warren.store_outbox import Outbox
 from warren.topology import Names, topology
 
 log = structlog.get_logger(__name__)
@@ -61,6 +63,7 @@ class Worker:
         self._handlers: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._relay: Relay | None = None
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -92,6 +95,8 @@ class Worker:
             loops.start("ageing", ageing.run())
             if self._ledger is not None:
                 loops.start("ledger", self._ledger.run())
+                self._relay = Relay(Outbox(self._ledger), self._publisher, self._publishing, self.settings)
+                loops.start("relay", self._relay.run())
             for lane in self.lanes.values():
                 loops.start(f"consumer {lane.agent.agent_type}", lane.consumer.run())
             self._start()
@@ -196,6 +201,8 @@ class Worker:
         self._runs.release(lambda _: True)
         await asyncio.wait({rest}, timeout=LAST_WORDS)
         await ageing.drain(LAST_WORDS)
+        if self._relay is not None:
+            await self._relay.drain(LAST_WORDS)
         for waiting in (hurry, rest):
             waiting.cancel()
         for handler in tuple(self._handlers):

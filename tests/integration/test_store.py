@@ -107,7 +107,7 @@ async def test_a_replay_is_a_new_life_with_the_old_steps(ledger: Ledger) -> None
     assert again.steps == {"fetch": b"1"}
     assert await ledger.finish(replace(run, life="0199", fence=again.fence, status="succeeded"))
     stale = await ledger.claim(run.task_id, "", "greet", "default", crashed=True)
-    assert stale.kept is not None
+    assert stale.is_stale
 
 
 async def test_two_that_claim_at_once_get_two_fences(url: str) -> None:

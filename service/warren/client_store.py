@@ -1,0 +1,93 @@
+"""The store as a client uses it: opened when it is first needed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Final
+
+import structlog
+
+from warren.bus import Message
+from warren.errors import BrokerError, ConfigurationError, PublishTimeout
+from warren.settings import Settings
+from warren.store import Store
+from warren.store_archive import Archive
+from warren.store_outbox import Entrance, Parcel
+from warren.topology import Names
+from warren.wire import due_message
+from warren_schemas import Result, Task
+
+log = structlog.get_logger(__name__)
+
+POLL: Final = 0.1  # seconds between two looks for a result, growing
+LONGEST_POLL: Final = 2.0
+
+
+class ClientStore:
+    """Reads results, and lets tasks with an idempotency key in once.
+
+    Raises StoreUnavailable, StoreUnusable, or ConfigurationError where the settings name no store.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._names = settings, Names(settings.namespace)
+        self._stack = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._store: Store | None = None
+
+    async def close(self) -> None:
+        """Close the store, if it was opened."""
+        await self._stack.aclose()
+
+    async def archive(self) -> Archive:
+        """What can be read."""
+        return Archive(await self._opened())
+
+    async def _opened(self) -> Store:
+        async with self._opening:
+            if self._store is None:
+                store = Store.of(self._settings)
+                if store is None:
+                    raise ConfigurationError("WARREN_STORE_URL is `none`: nothing is remembered")
+                self._store = await self._stack.enter_async_context(store)
+        return self._store
+
+    async def send_once(
+        self, task: Task, message: Message, key: str, send: Callable[[Message], Awaitable[None]]
+    ) -> Task:
+        """Send a task, or return the one that came with the same user and key before.
+
+        It is written down first; what `send` raises takes that back, but for a missing confirm.
+        """
+        entrance = Entrance(await self._opened())
+        parcel = Parcel(message.body, b"{}", message.priority, message.reply_to, message.correlation_id)
+        while True:
+            entered = await entrance.enter(task.task_id, task.agent_type, task.user_id, key, parcel)
+            if entered is not None:
+                break
+            await asyncio.sleep(POLL)  # another process publishes it: nothing here to be woken by
+        if isinstance(entered, bytes):
+            return Task.model_validate_json(entered)
+        try:
+            await send(due_message(entered, self._names, self._settings))
+        except PublishTimeout as error:
+            # It stands in the store and may be in its queue: if not, a worker's relay publishes it.
+            log.warning("submit.unconfirmed", task_id=str(task.task_id), error=str(error))
+            return task
+        except BrokerError:
+            await entrance.withdraw(entered)
+            raise
+        await entrance.published(entered)
+        return task
+
+    async def result_of(self, task: Task) -> Result:
+        """Wait for the result of a task that somebody else submitted."""
+        archive, pause = await self.archive(), POLL
+        while True:
+            record = await archive.task(task.task_id)
+            if record is not None and record.finished_at is not None:
+                return record.as_result()
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, LONGEST_POLL)

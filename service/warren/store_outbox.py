@@ -1,0 +1,217 @@
+"""The outbox: tasks that wait in the store, each published when it is due.
+
+A row is the task as long as it is `scheduled`. Whoever publishes it takes a lease first, so that no other
+relay does the same, and counts its `dispatch` up: should a lease run out with the message already under way,
+the next message has a higher number, and the smaller one is dropped by whoever receives it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import RowMapping, bindparam, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from warren.store import Store
+from warren.store_ledger import Entry, Ledger
+from warren.store_schema import PUBLISHED, SCHEDULED, tasks
+
+LEASE: Final = 60.0  # seconds that one publication may take before somebody else tries
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What it takes to publish a task: its body, JSON of its headers, and its AMQP properties."""
+
+    body: bytes
+    headers: bytes
+    priority: int | None
+    reply_to: str | None = None
+    correlation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Setback:
+    """The failure after which a task is to be tried again, as it is written."""
+
+    error_type: str
+    error_message: str
+    traceback: str | None
+    fingerprint: str | None
+    first_failed_at: float
+    last_failed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A task that is to be published now; `dispatch` numbers this publication."""
+
+    task_id: UUID
+    life: str
+    agent_type: str
+    attempts: int
+    dispatch: int
+    parcel: Parcel
+
+
+class Outbox:
+    """The outbox as a worker uses it. Whatever it is asked waits while the store is away."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    async def postpone(
+        self, run: Entry, due_at: float, attempts: int, parcel: Parcel, after: Setback | None
+    ) -> None:
+        """Let a task wait until `due_at` (seconds since the epoch). Durable when it returns.
+
+        Messages of it that are under way are the live ones no more. Raises FenceLost for an overtaken run.
+        """
+        values = {"attempts": attempts, "due_at": due_at} | _columns(parcel)
+        if after is not None:
+            values |= {name: getattr(after, name) for name in Setback.__slots__}
+
+        async def act(connection: AsyncConnection) -> None:
+            await self._ledger.hold(connection, run)
+            await connection.execute(
+                tasks.update()
+                .where(tasks.c.task_id == run.task_id)
+                .values(
+                    status=SCHEDULED,
+                    dispatch=tasks.c.dispatch + 1,
+                    leased_until=None,
+                    crashes=0,
+                    updated_at=time.time(),
+                    **values,
+                )
+            )
+
+        await self._ledger.surely(act)
+
+    async def claim_due(self, limit: int, *, but_not: Collection[str] = ()) -> list[Due]:
+        """Take a lease on tasks that are due, the longest due first, but for some agent types."""
+        now = time.time()
+        due = (
+            select(tasks.c.task_id)
+            .where(
+                tasks.c.due_at <= now,
+                or_(tasks.c.leased_until.is_(None), tasks.c.leased_until < now),
+                tasks.c.agent_type.not_in(list(but_not)),
+            )
+            .order_by(tasks.c.due_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        claimed = (
+            tasks.update()
+            .where(tasks.c.task_id.in_(due))
+            .values(leased_until=now + LEASE, dispatch=tasks.c.dispatch + 1)
+            .returning(tasks)
+        )
+
+        async def act(connection: AsyncConnection) -> list[RowMapping]:
+            return list((await connection.execute(claimed)).mappings())
+
+        rows = await self._ledger.surely(act)
+        return [_due(row) for row in sorted(rows, key=lambda row: row["due_at"])]
+
+    async def published(self, sent: Sequence[Due]) -> None:
+        """The broker has confirmed these. Those that somebody runs already are left alone."""
+
+        async def act(connection: AsyncConnection) -> None:
+            await _mark_published(connection, sent)
+
+        await self._ledger.surely(act)
+
+    async def put_back(self, refused: Sequence[Due], seconds: float) -> None:
+        """These could not be published: nobody tries again for so many seconds."""
+        statement = (
+            tasks.update()
+            .where(tasks.c.task_id == bindparam("id"), tasks.c.dispatch == bindparam("number"))
+            .values(leased_until=time.time() + seconds)
+        )
+
+        async def act(connection: AsyncConnection) -> None:
+            await connection.execute(statement, [_named(due) for due in refused])
+
+        await self._ledger.surely(act)
+
+
+class Entrance:
+    """The outbox as a producer uses it: tasks with an idempotency key enter once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
+
+    async def enter(
+        self, task_id: UUID, agent_type: str, user_id: str, key: str, parcel: Parcel
+    ) -> Due | bytes | None:
+        """Write a task down, once for its user and key.
+
+        Gives what its producer is to publish right now; or the body of the task that had the key before;
+        or None while the producer of that one is publishing it and may yet be refused: ask again.
+        Should a producer vanish, a relay publishes its task when the lease is over.
+        """
+        now = time.time()
+        new = {
+            "task_id": task_id, "life": "", "agent_type": agent_type, "user_id": user_id,
+            "status": SCHEDULED, "fence": 0, "crashes": 0, "attempts": 0, "dispatch": 1,
+            "idempotency_key": key, "due_at": now, "leased_until": now + LEASE,
+            "created_at": now, "updated_at": now,
+        }  # fmt: skip
+        async with self._store.transaction() as connection:
+            written = await connection.execute(
+                self._insert(tasks).values(new | _columns(parcel)).on_conflict_do_nothing()
+            )
+            if written.rowcount:
+                return Due(task_id, "", agent_type, 0, 1, parcel)
+            by_key = (tasks.c.user_id == user_id) & (tasks.c.idempotency_key == key)
+            known = select(tasks.c.body, tasks.c.status, tasks.c.leased_until).where(by_key)
+            row = (await connection.execute(known)).one_or_none()
+        if row is None:
+            return parcel.body  # the id itself was there before
+        body: bytes = row.body
+        return None if row.status == SCHEDULED and (row.leased_until or 0) > now else body
+
+    async def published(self, due: Due) -> None:
+        """The broker has confirmed it."""
+        async with self._store.transaction() as connection:
+            await _mark_published(connection, [due])
+
+    async def withdraw(self, due: Due) -> None:
+        """The broker has refused it: its producer is told so, and nobody else is to try."""
+        ours = (tasks.c.task_id == due.task_id) & (tasks.c.dispatch == due.dispatch)
+        async with self._store.transaction() as connection:
+            await connection.execute(tasks.delete().where(ours, tasks.c.status == SCHEDULED))
+
+
+async def _mark_published(connection: AsyncConnection, sent: Sequence[Due]) -> None:
+    statement = (
+        tasks.update()
+        .where(
+            tasks.c.task_id == bindparam("id"),
+            tasks.c.dispatch == bindparam("number"),
+            tasks.c.status == SCHEDULED,
+        )
+        .values(status=PUBLISHED, due_at=None, leased_until=None, updated_at=time.time())
+    )
+    await connection.execute(statement, [_named(due) for due in sent])
+
+
+def _named(due: Due) -> dict[str, Any]:
+    return {"id": due.task_id, "number": due.dispatch}
+
+
+def _columns(parcel: Parcel) -> dict[str, Any]:
+    return {name: getattr(parcel, name) for name in Parcel.__slots__}
+
+
+def _due(row: RowMapping) -> Due:
+    parcel = Parcel(**{name: row[name] for name in Parcel.__slots__})
+    return Due(row["task_id"], row["life"], row["agent_type"], row["attempts"], row["dispatch"], parcel)
