@@ -25,8 +25,7 @@ from warren_schemas import AGENT_TYPE_PATTERN, Reason, Task
 log = structlog.get_logger(__name__)
 
 PREFETCH: Final = 10  # beside the tasks of the worker: few, since a full queue makes them wait here
-# Seconds until a task is offered again to a queue that was full: short, because it competes with producers for
-# each place that gets free.
+# Seconds until a task is offered again to a queue that was full: short, as it competes with producers.
 PAUSE: Final = 0.05
 
 
