@@ -13,7 +13,7 @@ from warren.context import Context
 from warren.errors import InvalidTask
 from warren.execution import SHUTDOWN, Dead, Execution, Outcome, Released
 from warren.failure import Failure
-from warren.lanes import Lane
+from warren.lanes import Lane, Slots
 from warren.memory import Memory
 from warren.records import begun
 from warren.runs import Run, Runs, Totals
@@ -109,7 +109,7 @@ class Intake:
         )
         return Run(key, task, [delivery], execution, memory, handler)
 
-    async def _outcome_of(self, run: Run, slots: asyncio.Semaphore) -> Outcome:
+    async def _outcome_of(self, run: Run, slots: Slots) -> Outcome:
         """Run the task in one of its lane's slots.
 
         There is always a slot, but after a reconnect: then what still runs from before holds slots that the

@@ -23,12 +23,13 @@ from warren.errors import BrokerUnavailable, StoreUnavailable
 from warren.events import Events
 from warren.health import Health
 from warren.intake import Intake
-from warren.lanes import Lane
+from warren.lanes import Lane, Slots
 from warren.loops import Loops
 from warren.relay import Relay
 from warren.runs import Runs, Totals
 from warren.settings import Settings
 from warren.settle import Settler
+from warren.sharing import Sharing
 from warren.store import Store
 from warren.store_ledger import Ledger
 from warren.store_outbox import Outbox
@@ -93,6 +94,7 @@ class Worker:
             loops.start("heartbeat", health.beat())
             loops.start("event loop lag", health.watch_lag())
             loops.start("ageing", ageing.run())
+            loops.start("sharing", Sharing(self.lanes, self.settings.prefetch).run())
             if self._ledger is not None:
                 loops.start("ledger", self._ledger.run())
                 self._relay = Relay(Outbox(self._ledger), self._publisher, self._publishing, self.settings)
@@ -138,9 +140,8 @@ class Worker:
         self._events.tell(
             "store", "store", "up" if up else "down", previous="down" if up else "up", reason=reason
         )
-        if not self._stopping.is_set():
-            for lane in self.lanes.values():
-                lane.feed(lane.valve.state if up else "open")
+        for lane in self.lanes.values():
+            (lane.resume if up else lane.hold)("store")
 
     async def _connect_at_once(self) -> None:
         """Try the first connection here, so that what cannot heal is raised; the rest is supervised."""
@@ -160,7 +161,7 @@ class Worker:
             self._warn_of_immortals(agent)
         self._events.tell("worker", self.worker_id, "started", details={"agents": dict(self._shares)})
         for lane in self.lanes.values():
-            lane.feed(lane.valve.state)
+            lane.feed()
 
     def _warn_of_immortals(self, agent: Agent) -> None:
         retries = self.settings.retries if agent.retries is None else agent.retries
@@ -187,7 +188,7 @@ class Worker:
         self._events.tell("worker", self.worker_id, "draining", details={"running": len(self._runs)})
         log.info("worker.draining", running=len(self._runs), drain_timeout_s=self.settings.drain_timeout)
         for lane in self.lanes.values():
-            lane.consumer.want(0)
+            lane.hold("drain")
         await asyncio.wait(
             [asyncio.create_task(lane.consumer.paused()) for lane in self.lanes.values()], timeout=LAST_WORDS
         )
@@ -250,6 +251,7 @@ class Worker:
         return Lane(
             agent=agent,
             share=share,
+            ceiling=agent.concurrency or self.settings.prefetch,
             consumer=Consumer(self._consuming, self._names.queue(name), deliver, self._declare),
             valve=Valve(
                 name,
@@ -258,11 +260,10 @@ class Worker:
                 on_change=lambda previous, state, reason: self._valve_changed(name, previous, state, reason),
                 on_spare=lambda: self.lanes[name].consumer.renew(),  # noqa: PLW0108 - there is no lane yet
             ),
-            slots=asyncio.Semaphore(share),
+            slots=Slots(share),
         )
 
     def _valve_changed(self, name: str, previous: State, state: State, reason: str) -> None:
-        lane = self.lanes[name]
         log.warning("breaker.changed", agent_type=name, state=state, previous=previous, reason=reason)
         self._events.tell(
             "breaker",
@@ -272,8 +273,7 @@ class Worker:
             reason=reason,
             details={"reset_timeout_s": self.settings.breaker_reset_timeout},
         )
-        if not self._stopping.is_set() and (self._ledger is None or self._ledger.is_up):
-            lane.feed(state)
+        self.lanes[name].follow(state)
 
 
 def _host() -> str:
