@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Self
 from uuid import UUID, uuid4
@@ -17,10 +18,12 @@ from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
 from warren.client_store import ClientStore
 from warren.client_tasks import make_task
+from warren.control import Command, control_message
 from warren.errors import (
     BrokerError,
     BrokerNotFound,
     MessageTooLarge,
+    PublishError,
     QueueFull,
     ResultTimeout,
     TaskFailed,
@@ -30,8 +33,10 @@ from warren.errors import (
 from warren.loops import Loops
 from warren.settings import Settings
 from warren.store_archive import TaskRecord
+from warren.store_control import Cancelled
+from warren.store_schema import FINAL, SCHEDULED
 from warren.topology import Binding, Names, Queue, Topology, exchanges
-from warren.wire import task_message
+from warren.wire import cancelled_body, result_message, task_message
 from warren_schemas import Event, Result, Task
 
 log = structlog.get_logger(__name__)
@@ -48,6 +53,24 @@ class Submission:
 
     task: Task
     error: BrokerError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """What a cancellation met.
+
+    `before` is the task's status in the store, None where it had none: it waited, ran for the first time, or
+    never was. `worker_id` is the worker that has ended it, None when none has said so yet.
+    """
+
+    task_id: UUID
+    before: str | None
+    worker_id: str | None
+
+    @property
+    def had_ended(self) -> bool:
+        """Whether it came too late, and changed nothing."""
+        return self.before in FINAL
 
 
 class Client:
@@ -202,29 +225,82 @@ class Client:
 
         Events that are published while the connection is lost are missed.
         """
+        async with self._listening(pattern) as arrived:
+            while True:
+                yield await arrived.get()
+
+    async def cancel(self, task_id: UUID | str, *, wait: float = 3.0) -> Cancellation:
+        """Cancel a task, wherever it is: waiting, delayed or running. An ended task stays as it ended.
+
+        The store decides, and so needs to be the workers' one; they are told as well. For `wait` seconds it
+        waits to hear from a worker that has ended the task. Raises StoreUnavailable, StoreUnusable,
+        ConfigurationError where the settings name no store, or BrokerUnavailable.
+        """
+        wanted = UUID(str(task_id))
+        async with self._listening("task.*.cancelled") as arrived:
+            decided = await (await self._store.board()).cancel(wanted)
+            if decided.had_ended:
+                return Cancellation(wanted, decided.before, None)
+            await self._command(Command(action="cancel", task_id=wanted))
+            if decided.before == SCHEDULED:  # there is no message of it: nobody else would answer
+                await self._answer_cancelled(wanted, decided)
+                return Cancellation(wanted, decided.before, None)
+            return Cancellation(wanted, decided.before, await _ender(wanted, arrived, wait))
+
+    async def pause(self, agent_type: str) -> bool:
+        """Have the fleet stop running an agent type, until `resume`. False: it was paused already.
+
+        What runs goes on to its end. Raises like `cancel`.
+        """
+        changed = await (await self._store.board()).pause(agent_type)
+        await self._command(Command(action="pause", agent_type=agent_type))
+        return changed
+
+    async def resume(self, agent_type: str) -> bool:
+        """Have the fleet run an agent type again. False: it was not paused. Raises like `cancel`."""
+        changed = await (await self._store.board()).resume(agent_type)
+        await self._command(Command(action="resume", agent_type=agent_type))
+        return changed
+
+    # -- below the surface ----------------------------------------------------------------------------
+
+    async def _command(self, command: Command) -> None:
+        await self._publisher.publish(control_message(command, self._names))
+
+    async def _answer_cancelled(self, task_id: UUID, cancelled: Cancelled) -> None:
+        if cancelled.reply_to is None:
+            return
+        body = cancelled_body(task_id, cancelled.attempts)
+        answer = result_message(body, task_id, cancelled.reply_to, cancelled.correlation_id)
+        try:
+            await self._publisher.publish(answer)
+        except PublishError as error:
+            log.warning("result.unwanted", task_id=str(task_id), error=str(error))
+
+    @asynccontextmanager
+    async def _listening(self, pattern: str) -> AsyncIterator[asyncio.Queue[Event]]:
+        """Events that fit the pattern, from the moment that this is entered."""
         await self._open_consuming()
         queue = Queue(f"{self.settings.namespace}.listener.{uuid4().hex}", exclusive=True)
         wanted = Topology((), (queue,), (Binding(self._names.events, queue.name, pattern),))
-        arrived: asyncio.Queue[Delivery] = asyncio.Queue()
-        consumer = Consumer(
-            self._consuming, queue.name, arrived.put_nowait, lambda: self._consuming.declare(wanted)
-        )
+        arrived: asyncio.Queue[Event] = asyncio.Queue()
+
+        def keep(delivery: Delivery) -> None:
+            delivery.ack()
+            try:
+                arrived.put_nowait(Event.model_validate_json(delivery.body))
+            except ValidationError as error:
+                log.warning("event.unreadable", error=str(error))
+
+        consumer = Consumer(self._consuming, queue.name, keep, lambda: self._consuming.declare(wanted))
         await self._consuming.declare(wanted)
         consumer.want(REPLIES_PREFETCH)
         consuming = self._loops.start(f"listener {pattern}", consumer.run())
         try:
-            while True:
-                delivery = await arrived.get()
-                delivery.ack()
-                try:
-                    yield Event.model_validate_json(delivery.body)
-                except ValidationError as error:
-                    log.warning("event.unreadable", error=str(error))
+            yield arrived
         finally:
             consuming.cancel()
             await consumer.close()  # and with its consumer the queue goes
-
-    # -- below the surface ----------------------------------------------------------------------------
 
     async def _prepare(self, connection: Connection) -> None:
         """Make sure that the exchanges are there; a producer that may not declare may still use it."""
@@ -326,4 +402,16 @@ class Client:
         delivery.ack()
 
 
-__all__: Sequence[str] = ("Client", "Submission", "make_task")
+async def _ender(task_id: UUID, arrived: asyncio.Queue[Event], seconds: float) -> str | None:
+    """The worker that says, within this time, that it has ended the task."""
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                event = await arrived.get()
+                if event.details.get("task_id") == str(task_id):
+                    return event.worker_id
+    except TimeoutError:
+        return None
+
+
+__all__: Sequence[str] = ("Cancellation", "Client", "Submission", "make_task")

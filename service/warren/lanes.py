@@ -11,7 +11,7 @@ from warren.agents import Agent
 from warren.breaker import State, Valve
 from warren.bus_consumer import Consumer
 
-Hold = Literal["store", "drain"]
+Hold = Literal["store", "drain", "pause"]
 """Why a lane takes nothing in, whatever its valve says."""
 
 
@@ -98,13 +98,15 @@ class Lane:
 
     def hold(self, reason: Hold) -> None:
         """Take nothing in for this reason, too."""
-        self.holds.add(reason)
-        self.feed()
+        if reason not in self.holds:
+            self.holds.add(reason)
+            self.feed()
 
     def resume(self, reason: Hold) -> None:
         """This reason is gone."""
-        self.holds.discard(reason)
-        self.feed()
+        if reason in self.holds:
+            self.holds.discard(reason)
+            self.feed()
 
     def feed(self) -> None:
         """Consume as the valve allows: the full share, nothing, or one probe."""

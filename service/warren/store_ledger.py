@@ -200,10 +200,19 @@ class Ledger:
             if row["life"] > life or (row["life"] == life and row["dispatch"] > dispatch):
                 return Claim(row["fence"], row["crashes"], is_stale=True)
             if row["status"] in FINAL and row["life"] == life:
+                if not row["agent_type"]:  # cancelled before anybody knew what it was
+                    await self._introduce(connection, task_id, agent_type, user_id)
                 return Claim(row["fence"], row["crashes"], kept=row)
             return await self._take(connection, row, life, crashed=crashed)
 
         return await self.surely(act)
+
+    async def _introduce(
+        self, connection: AsyncConnection, task_id: UUID, agent_type: str, user_id: str
+    ) -> None:
+        await connection.execute(
+            tasks.update().where(tasks.c.task_id == task_id).values(agent_type=agent_type, user_id=user_id)
+        )
 
     async def crashes(self, task_id: UUID) -> int:
         """How many recorded runs of a task have not ended; nothing is recorded by asking."""

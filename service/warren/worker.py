@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import socket
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 import structlog
@@ -19,6 +19,7 @@ from warren.bus import Connection
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
+from warren.control import Control
 from warren.errors import BrokerUnavailable, StoreUnavailable
 from warren.events import Events
 from warren.health import Health
@@ -31,6 +32,7 @@ from warren.settings import Settings
 from warren.settle import Settler
 from warren.sharing import Sharing
 from warren.store import Store
+from warren.store_control import Board
 from warren.store_ledger import Ledger
 from warren.store_outbox import Outbox
 from warren.topology import Names, topology
@@ -65,6 +67,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._relay: Relay | None = None
+        self._board: Board | None = None
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -80,8 +83,19 @@ class Worker:
         settler = Settler(
             self._publisher, self._events, self.settings, self.worker_id, self._declare, self._ledger
         )
-        self._intake = Intake(self.worker_id, self.settings, self._runs, self.totals, settler, self._ledger)
-        self.lanes = {name: self._lane(agent) for name, agent in self._app.agents.items()}
+        control = Control(self._consuming, self._names, self.lanes, self._runs, self._board)
+        self._intake = Intake(
+            self.worker_id,
+            self.settings,
+            self._runs,
+            self.totals,
+            settler,
+            self._ledger,
+            control.is_cancelled,
+        )
+        self.lanes.update((name, self._lane(agent)) for name, agent in self._app.agents.items())
+        with suppress(StoreUnavailable):  # it was there just now; the control loop tries again
+            await control.catch_up()
         ageing = Ageing(self._consuming, settler, self.settings, self._declare)
         health = Health(
             self.worker_id, self.lanes, self._runs, self.totals, self._events, self._consuming, self.settings
@@ -95,6 +109,8 @@ class Worker:
             loops.start("event loop lag", health.watch_lag())
             loops.start("ageing", ageing.run())
             loops.start("sharing", Sharing(self.lanes, self.settings.prefetch).run())
+            loops.start("control", control.listen())
+            loops.start("control in the store", control.refresh())
             if self._ledger is not None:
                 loops.start("ledger", self._ledger.run())
                 self._relay = Relay(Outbox(self._ledger), self._publisher, self._publishing, self.settings)
@@ -133,6 +149,7 @@ class Worker:
             ),
         )
         await retrying(stack.enter_async_context, store)
+        self._board = Board(store)
         return Ledger(store, self.worker_id, self._store_changed)
 
     def _store_changed(self, up: bool, reason: str) -> None:  # noqa: FBT001 - a callback's signature

@@ -22,8 +22,8 @@ LAYERS: Final = {
     "adapters": ("topology", "bus", "bus_*", "broker", "broker_*", "store", "store_*"),
     "engine": (
         "context", "agent", "agents", "breaker", "execution", "wire", "events", "settle", "lanes", "runs",
-        "relay", "sharing", "health", "ageing", "dead_letters", "memory", "records", "takeover", "intake",
-        "worker",
+        "relay", "sharing", "control", "health", "ageing", "dead_letters", "memory", "records", "takeover",
+        "intake", "worker",
     ),
     "edges": (
         "__init__", "client", "client_*", "runtime", "asyncapi", "schemas", "cli", "cli_*", "demo",
