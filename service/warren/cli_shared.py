@@ -16,6 +16,7 @@ from warren.bus_publisher import Publisher
 from warren.errors import ConfigurationError
 from warren.loops import Loops
 from warren.settings import Settings
+from warren.store import Store
 
 out = Console()
 err = Console(stderr=True)
@@ -43,6 +44,14 @@ def parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigurationError(f"{where} is not JSON: {error}") from error
+
+
+def find_store(settings: Settings, *, migrate: bool = False) -> Store:
+    """The store, not opened yet. Raises ConfigurationError where the settings say that there is none."""
+    store = Store.of(settings, migrate=migrate)
+    if store is None:
+        raise ConfigurationError("WARREN_STORE_URL is `none`: there is no store to look at")
+    return store
 
 
 @asynccontextmanager

@@ -12,9 +12,8 @@ from pydantic_core import to_json
 from rich.markup import escape
 
 from warren import runtime
-from warren.cli_shared import out, read_settings
+from warren.cli_shared import find_store, out, read_settings
 from warren.errors import ConfigurationError, WarrenError
-from warren.settings import Settings
 from warren.store import Store
 from warren.store_archive import Archive, TaskRecord
 
@@ -24,19 +23,12 @@ task_cli = typer.Typer(help="Look at a task.", no_args_is_help=True)
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-def _store(settings: Settings, *, migrate: bool = False) -> Store:
-    store = Store.of(settings, migrate=migrate)
-    if store is None:
-        raise ConfigurationError("WARREN_STORE_URL is `none`: there is no store to look at")
-    return store
-
-
 @store_cli.command()
 def migrate() -> None:
     """Bring the store's schema to this version of Warren. Safe to repeat; SQLite does it by itself."""
     settings = read_settings()
     runtime.configure_logging(settings)
-    runtime.run(_migrate(_store(settings, migrate=True)))
+    runtime.run(_migrate(find_store(settings, migrate=True)))
 
 
 async def _migrate(store: Store) -> None:
@@ -53,7 +45,7 @@ def prune(
     """Delete tasks that ended longer ago than this, with their steps."""
     settings = read_settings()
     runtime.configure_logging(settings)
-    runtime.run(_prune(_store(settings), _seconds(older_than)))
+    runtime.run(_prune(find_store(settings), _seconds(older_than)))
 
 
 def _seconds(text: str) -> float:
@@ -80,7 +72,7 @@ def show(
         wanted = UUID(task_id)
     except ValueError as error:
         raise ConfigurationError(f"{task_id!r} is no task id (a UUID)") from error
-    record = runtime.run(_task(_store(settings), wanted))
+    record = runtime.run(_task(find_store(settings), wanted))
     if as_json:
         out.print(to_json(asdict(record)).decode(), soft_wrap=True, markup=False, highlight=False)
     else:
