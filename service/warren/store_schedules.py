@@ -216,13 +216,13 @@ class Schedules:
     async def _heal(self, connection: AsyncConnection, row: RowMapping, now: float) -> None:
         """Bring back what a clock that was ahead has moved on too far.
 
-        The next tick but one is still in order: another worker's clock may be a little ahead of ours.
+        The next tick but one is still in order, and so is the next of a clock that is a little ahead of ours.
         """
         known = self._sound.get(row["name"])
         if known is not None and known[0] == row["next_at"] and known[1] <= now:
             return
         first = cron.next_after(row["cron"], now)
-        if row["next_at"] <= cron.next_after(row["cron"], first):
+        if row["next_at"] <= cron.next_after(row["cron"], max(first, now + SKEW)):
             self._sound[row["name"]] = (row["next_at"], now)
         elif await self._move(connection, row, first) is not None:
             log.warning("schedule.pulled_back", schedule=row["name"], was=row["next_at"], next_at=first)
