@@ -28,6 +28,7 @@ from warren.lanes import Lane, Slots
 from warren.loops import Loops
 from warren.relay import Relay
 from warren.runs import Runs, Totals
+from warren.scheduler import Scheduler, warn_of_the_unscheduled
 from warren.settings import Settings
 from warren.settle import Settler
 from warren.sharing import Sharing
@@ -35,6 +36,7 @@ from warren.store import Store
 from warren.store_control import Board
 from warren.store_ledger import Ledger
 from warren.store_outbox import Outbox
+from warren.store_schedules import Schedules
 from warren.topology import Names, topology
 
 log = structlog.get_logger(__name__)
@@ -115,6 +117,7 @@ class Worker:
                 loops.start("ledger", self._ledger.run())
                 self._relay = Relay(Outbox(self._ledger), self._publisher, self._publishing, self.settings)
                 loops.start("relay", self._relay.run())
+                loops.start("scheduler", self._scheduler(self._ledger).run())
             for lane in self.lanes.values():
                 loops.start(f"consumer {lane.agent.agent_type}", lane.consumer.run())
             self._start()
@@ -140,6 +143,7 @@ class Worker:
         """The ledger, where there is a store. One that is not there yet is waited for."""
         store = Store.of(self.settings)
         if store is None:
+            warn_of_the_unscheduled(self._app.agents.values())
             return None
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable),
@@ -151,6 +155,9 @@ class Worker:
         await retrying(stack.enter_async_context, store)
         self._board = Board(store)
         return Ledger(store, self.worker_id, self._store_changed)
+
+    def _scheduler(self, ledger: Ledger) -> Scheduler:
+        return Scheduler(Schedules(ledger.store, ledger.surely), self._app.agents.values())
 
     def _store_changed(self, up: bool, reason: str) -> None:  # noqa: FBT001 - a callback's signature
         """Without the store nothing can end, so nothing more is taken in."""
