@@ -16,14 +16,13 @@ from warren.bus import Connection, Message
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
+from warren.client_control import Cancellation, ClientControl
 from warren.client_store import ClientStore
 from warren.client_tasks import make_task
-from warren.control import Command, control_message
 from warren.errors import (
     BrokerError,
     BrokerNotFound,
     MessageTooLarge,
-    PublishError,
     QueueFull,
     ResultTimeout,
     TaskFailed,
@@ -33,10 +32,8 @@ from warren.errors import (
 from warren.loops import Loops
 from warren.settings import Settings
 from warren.store_archive import TaskRecord
-from warren.store_control import Cancelled
-from warren.store_schema import FINAL, SCHEDULED
 from warren.topology import Binding, Names, Queue, Topology, exchanges
-from warren.wire import cancelled_body, result_message, task_message
+from warren.wire import task_message
 from warren_schemas import Event, Result, Task
 
 log = structlog.get_logger(__name__)
@@ -53,24 +50,6 @@ class Submission:
 
     task: Task
     error: BrokerError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cancellation:
-    """What a cancellation met.
-
-    `before` is the task's status in the store, None where it had none: it waited, ran for the first time, or
-    never was. `worker_id` is the worker that has ended it, None when none has said so yet.
-    """
-
-    task_id: UUID
-    before: str | None
-    worker_id: str | None
-
-    @property
-    def had_ended(self) -> bool:
-        """Whether it came too late, and changed nothing."""
-        return self.before in FINAL
 
 
 class Client:
@@ -104,6 +83,7 @@ class Client:
         self._results: dict[str, asyncio.Future[Result]] = {}
         self._opening = asyncio.Lock()
         self._store = ClientStore(self.settings)
+        self._control = ClientControl(self._store, self._publisher, self._names)
         self._consumes = self._listens = False
 
     async def __aenter__(self) -> Self:
@@ -238,44 +218,20 @@ class Client:
         """
         wanted = UUID(str(task_id))
         async with self._listening("task.*.cancelled") as arrived:
-            decided = await (await self._store.board()).cancel(wanted)
-            if decided.had_ended:
-                return Cancellation(wanted, decided.before, None)
-            await self._command(Command(action="cancel", task_id=wanted))
-            if decided.before == SCHEDULED:  # there is no message of it: nobody else would answer
-                await self._answer_cancelled(wanted, decided)
-                return Cancellation(wanted, decided.before, None)
-            return Cancellation(wanted, decided.before, await _ender(wanted, arrived, wait))
+            return await self._control.cancel(UUID(str(task_id)), arrived, wait)
 
     async def pause(self, agent_type: str) -> bool:
         """Have the fleet stop running an agent type, until `resume`. False: it was paused already.
 
         What runs goes on to its end. Raises like `cancel`.
         """
-        changed = await (await self._store.board()).pause(agent_type)
-        await self._command(Command(action="pause", agent_type=agent_type))
-        return changed
+        return await self._control.pause(agent_type)
 
     async def resume(self, agent_type: str) -> bool:
         """Have the fleet run an agent type again. False: it was not paused. Raises like `cancel`."""
-        changed = await (await self._store.board()).resume(agent_type)
-        await self._command(Command(action="resume", agent_type=agent_type))
-        return changed
+        return await self._control.resume(agent_type)
 
     # -- below the surface ----------------------------------------------------------------------------
-
-    async def _command(self, command: Command) -> None:
-        await self._publisher.publish(control_message(command, self._names))
-
-    async def _answer_cancelled(self, task_id: UUID, cancelled: Cancelled) -> None:
-        if cancelled.reply_to is None:
-            return
-        body = cancelled_body(task_id, cancelled.attempts)
-        answer = result_message(body, task_id, cancelled.reply_to, cancelled.correlation_id)
-        try:
-            await self._publisher.publish(answer)
-        except PublishError as error:
-            log.warning("result.unwanted", task_id=str(task_id), error=str(error))
 
     @asynccontextmanager
     async def _listening(self, pattern: str) -> AsyncIterator[asyncio.Queue[Event]]:
@@ -400,18 +356,6 @@ class Client:
             if future is not None and not future.done():
                 future.set_result(result)
         delivery.ack()
-
-
-async def _ender(task_id: UUID, arrived: asyncio.Queue[Event], seconds: float) -> str | None:
-    """The worker that says, within this time, that it has ended the task."""
-    try:
-        async with asyncio.timeout(seconds):
-            while True:
-                event = await arrived.get()
-                if event.details.get("task_id") == str(task_id):
-                    return event.worker_id
-    except TimeoutError:
-        return None
 
 
 __all__: Sequence[str] = ("Cancellation", "Client", "Submission", "make_task")

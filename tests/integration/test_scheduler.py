@@ -24,11 +24,13 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'store.db'}"
 
 
-def app_of(every: str | None) -> Warren:
+def app_of(every: str | None, ran: list[None] | None = None) -> Warren:
     app = Warren()
 
     @app.agent("tick", every=every)
-    async def tick() -> None: ...
+    async def tick() -> None:
+        if ran is not None:
+            ran.append(None)
 
     return app
 
@@ -49,11 +51,14 @@ async def test_workers_adopt_what_their_code_says_and_fire_each_tick_once(rig: R
             names = [task.metadata["schedule"] for task in await fired(store)]
             return names.count("tick") >= 2 and names.count("by-hand") >= 2
 
-        app = app_of(EVERY_SECOND)
+        ran: list[None] = []
+        app = app_of(EVERY_SECOND, ran)
         async with rig.worker(app, store_url=url), rig.worker(app, store_url=url):
             await eventually(each_twice, "two ticks of both")
+            await eventually(lambda: len(ran) >= 2, "the agent runs at its ticks")
         made = [(task.metadata["schedule"], task.created_at) for task in await fired(store)]
         assert len(made) == len(set(made))
+        assert len(ran) <= len([name for name, _ in made if name == "tick"])
         async with rig.worker(app_of(None), store_url=url):
             await eventually(lambda: _names(store, ["by-hand"]), "the agent's schedule goes with its every=")
 
