@@ -216,7 +216,6 @@ class Client:
         waits to hear from a worker that has ended the task. Raises StoreUnavailable, StoreUnusable,
         ConfigurationError where the settings name no store, or BrokerUnavailable.
         """
-        wanted = UUID(str(task_id))
         async with self._listening("task.*.cancelled") as arrived:
             return await self._control.cancel(UUID(str(task_id)), arrived, wait)
 
