@@ -25,7 +25,7 @@ from warren.execution import (
     Superseded,
 )
 from warren.memory import Memory
-from warren.wire import Key
+from warren.wire import Key, dispatch_of
 from warren_schemas import Task
 
 log = structlog.get_logger(__name__)
@@ -96,6 +96,11 @@ class Run:
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
+    def dispatch(self) -> int:
+        """Which publication by the relay this run came with."""
+        return dispatch_of(self.deliveries[0].headers)
+
+    @property
     def is_idle(self) -> bool:
         """Whether no attempt runs: the task waits for a slot, for its time or for its next attempt."""
         return self.outcome is None and not self.execution.attempting
@@ -141,12 +146,13 @@ class Runs:
         """Let a second copy be settled by the run that is, or has been, in this worker. False: it is new.
 
         A copy of a task that is still running joins that run: both end with its outcome. A copy of one
-        that is being settled has to wait: a released task is published anew, and the copy may be that.
+        that is being settled has to wait: a released task is published anew, and the copy may be that. So has
+        a later dispatch of the relay: should the run turn out to be stale, that is the only message.
         """
         if delivery.may_be_second_copy:
             self._totals.redelivered += 1
         while (run := self._running.get(key)) is not None:
-            if run.outcome is None:
+            if run.outcome is None and dispatch_of(delivery.headers) <= run.dispatch:
                 run.deliveries.append(delivery)
                 self._totals.adopted += 1
                 log.info("task.adopted", task_id=str(key.task_id), redelivered=delivery.redelivered)

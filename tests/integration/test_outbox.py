@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from tests.rig import Rig, eventually, publish, task_body
@@ -14,6 +17,7 @@ from tests.rig import Rig, eventually, publish, task_body
 from warren import Context, RetryAfter, Warren
 from warren.client import make_task
 from warren.errors import QueueFull, UnknownAgentType
+from warren_schemas import DISPATCH
 
 SOON = 0.6  # seconds: over the limit that a worker holds below
 
@@ -172,4 +176,26 @@ async def test_a_refused_submit_leaves_its_key_free(rig: Rig, store: str) -> Non
         with pytest.raises(UnknownAgentType):
             await client.submit("nobody", "a", idempotency_key="k")
         assert await client.run("note", "b", idempotency_key="k", timeout=30) == "b"
+    assert len(ran) == 1
+
+
+async def test_the_live_message_does_not_go_with_a_stale_one_that_is_being_looked_up(
+    rig: Rig, store: str
+) -> None:
+    app, ran = recorder()
+    body = task_body("note", 1)
+    row = """INSERT INTO tasks (task_id, life, agent_type, user_id, status, fence, crashes, attempts,
+    updated_at, dispatch) VALUES (?, '', 'note', 'default', 'published', 0, 0, 0, 0, 2)"""
+    async with rig.worker(app, store_url=store) as worker, rig.plain() as channel:
+        with closing(
+            sqlite3.connect(store.removeprefix("sqlite:///"), isolation_level=None, timeout=30)
+        ) as lock:
+            lock.execute("BEGIN IMMEDIATE")
+            for number in (1, 2):
+                await publish(channel, rig.names.tasks, "note", body, headers={DISPATCH: number})
+            await eventually(lambda: worker.totals.delivered == 2, "both wait for the store")
+            lock.execute(row, [UUID(body["task_id"]).hex])
+            lock.execute("COMMIT")
+        await eventually(lambda: worker.totals.succeeded == 1, "the live one is run")
+        assert worker.totals.stale == 1
     assert len(ran) == 1
