@@ -230,8 +230,6 @@ class Settler:
         message = again(
             task, delivery, self._names, self._settings, attempts=released.attempts, priority=priority
         )
-        if not delivery.comes_back:
-            message = replace(message, headers={**message.headers, REPUBLISHED: True})
         try:
             await self.publish_surely(message)
         except QueueFull:

@@ -166,11 +166,10 @@ def again(
 ) -> Message:
     """The same task as a fresh publish, with the attempts that it has used up.
 
-    Once a message may be a second copy, all that follow from it are.
+    It is marked to be looked up: it may have remembered steps, and no broker says any more that it was
+    delivered before.
     """
-    headers = carried_along(delivery.headers) | {ATTEMPTS: attempts}
-    if delivery.may_be_second_copy:
-        headers[REPUBLISHED] = True
+    headers = carried_along(delivery.headers) | {ATTEMPTS: attempts, REPUBLISHED: True}
     return task_message(
         task,
         names,

@@ -35,3 +35,9 @@ async def killer(work: Work, ctx: Context) -> None:
     """Kills its own process, as a crash of an extension module would."""
     note(work, "start", ctx)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+# A full worker of 200: one that kills it, and 199 beside it.
+crowd = Warren()
+crowd.agent("gated", concurrency=199)(gated)
+crowd.agent("killer", concurrency=1)(killer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sqlite3
 from pathlib import Path
@@ -17,7 +18,7 @@ from warren.client import make_task
 from warren.testing import TcpProxy
 from warren_schemas import Event
 
-BYSTANDERS = 60
+BYSTANDERS = 199
 
 
 @pytest.fixture
@@ -43,15 +44,33 @@ async def test_a_step_that_was_remembered_is_not_run_again_by_another_worker(
             assert await result == [first.pid, second.pid]
 
 
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+async def test_steps_stay_remembered_when_the_task_has_waited_too_long_in_its_queue(
+    rig: Rig, journal: Journal, memory: dict[str, Any], end: signal.Signals
+) -> None:
+    async with rig.client(ageing_step=2) as client:
+        async with worker_process(rig, **memory, drain_timeout=0) as first:
+            result = asyncio.create_task(client.run("stepper", journal.work("a"), timeout=60))
+            await eventually(lambda: _steps(memory) == 1, "the first step is remembered")
+            first.send_signal(end)
+            await first.wait()
+        await eventually(lambda: rig.depth(rig.names.ageing), "nobody has taken it from its queue")
+        journal.open_gate()
+        async with worker_process(rig, **memory) as second:
+            assert await result == [first.pid, second.pid]
+
+
 async def test_a_task_that_kills_its_workers_is_poison_and_its_neighbours_are_not(
     rig: Rig, journal: Journal, memory: dict[str, Any]
 ) -> None:
     bystanders = [make_task("gated", journal.work(number)) for number in range(BYSTANDERS)]
+    killer = make_task("killer", journal.work("poison"))
+    memory |= {"target": "tests.acceptance.memory_agents:crowd", "prefetch": BYSTANDERS + 1}
     async with rig.client() as client:
         async with worker_process(rig, **memory) as first:
             results = [asyncio.create_task(client.result_of(task)) for task in bystanders]
             await eventually(lambda: len(journal.started()) == BYSTANDERS, "the bystanders run")
-            poison = asyncio.create_task(client.result_of(make_task("killer", journal.work("poison"))))
+            poison = asyncio.create_task(client.result_of(killer))
             await first.wait()
         journal.open_gate()
         for _ in range(2):
@@ -60,6 +79,9 @@ async def test_a_task_that_kills_its_workers_is_poison_and_its_neighbours_are_no
         async with worker_process(rig, **memory):
             assert {(await result).status for result in results} == {"succeeded"}
             ended = await poison
+        [letter] = await rig.dead()
+        assert json.loads(letter.body)["task_id"] == str(killer.task_id)
+        assert await rig.depth(rig.names.dead) == 0
     assert ended.status == "dead"
     assert ended.error is not None
     assert ended.error.reason == "poison"
