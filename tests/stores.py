@@ -45,7 +45,7 @@ class Cluster:
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -k {self._folder} -c max_connections=60"
+        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -k {self._folder} -c max_connections=100"
         log = str(self._folder / "log")
         self._run("pg_ctl", "-D", str(self._data), "-w", "-l", log, "-o", options, "start")
 
