@@ -24,7 +24,7 @@ class Work(BaseModel):
     gate: Path | None = None
 
 
-def note(work: Work, what: Literal["start", "end"], ctx: Context) -> None:
+def note(work: Work, what: Literal["start", "effect", "end"], ctx: Context) -> None:
     """Append one line in one write: lines of several processes never mix."""
     line = f"{what} {work.name} {ctx.attempt} {os.getpid()}\n"
     journal = os.open(work.journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

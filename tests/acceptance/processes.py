@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.rig import QUICK, Rig, eventually
+from tests.rig import PATIENCE, QUICK, Rig, eventually
 
 ROOT = Path(__file__).parents[2]
 TARGET = "tests.acceptance.agents:app"
@@ -21,7 +21,7 @@ TARGET = "tests.acceptance.agents:app"
 
 @asynccontextmanager
 async def worker_process(
-    rig: Rig, *, target: str = TARGET, may_die: bool = False, **settings: Any
+    rig: Rig, *, target: str = TARGET, may_die: bool = False, patience: float = PATIENCE, **settings: Any
 ) -> AsyncIterator[Process]:
     """`warren worker` in a process of its own, its queues declared; killed at the end if it still runs."""
     told = {"namespace": rig.settings.namespace, "amqp_url": rig.url, **QUICK, **settings}
@@ -34,6 +34,7 @@ async def worker_process(
             await eventually(
                 lambda: process.returncode is not None or any(is_of(process, event) for event in events),
                 "the worker process starts",
+                patience,
             )
             assert may_die or process.returncode is None
             yield process
@@ -74,6 +75,10 @@ class Journal:
     def started(self) -> list[Run]:
         """The runs that were started."""
         return self._lines("start")
+
+    def effects(self) -> list[Run]:
+        """What steps did to the world."""
+        return self._lines("effect")
 
     def ended(self) -> list[Run]:
         """The runs that came to their end."""

@@ -1,0 +1,155 @@
+"""Workers that kill themselves at named points of their own code, one after the other.
+
+The points are in `WARREN_TEST_DIE_AT`, with commas. Each gets a worker of its own, a fork of this process
+made when this module is imported, with an agent of its own: `job-0` dies at the first point. When all of them
+are dead this process goes on as a worker that has all the agents and dies nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from aiormq.channel import Channel
+from tests.acceptance.agents import Work, note
+
+from warren import Context, Reject, RetryAfter, Warren, store_outbox
+from warren.bus import Message
+from warren.bus_publisher import Publisher
+from warren.store_ledger import Ledger
+from warren.store_outbox import Due, Outbox
+
+LATER: Final = 0.3  # seconds
+LIFETIME: Final = 30  # seconds that a worker may take to reach its point; then it is killed by SIGALRM
+LEASE: Final = 1.0  # seconds that what a relay left behind when it died is nobody's
+POINTS: Final = os.environ["WARREN_TEST_DIE_AT"].split(",")
+WHAT: Final = {"": "answer", "dlx": "dead letter", "tasks": "task"}  # by the last word of the exchange
+
+
+class Job(Work):
+    """A task that comes to this end; `gate` is made by the first run of a task that is released."""
+
+    end: Literal["succeeded", "dead", "released", "later"]
+    gate: Path
+
+
+async def job(work: Job, ctx: Context) -> int:
+    """Has an effect in a step, and comes to its end."""
+    note(work, "start", ctx)
+    await ctx.step("effect", note, work, "effect", ctx)
+    if work.end == "dead":
+        raise Reject("no")
+    if work.end == "later" and ctx.attempt == 1:
+        raise RetryAfter(LATER)
+    if work.end == "released" and not work.gate.exists():
+        work.gate.touch()
+        raise ConnectionError("not yet")
+    note(work, "end", ctx)
+    return ctx.attempt
+
+
+def next_life(points: list[str]) -> tuple[str, Iterable[int]]:
+    """Where this process has to die, if anywhere, and the numbers of its agents."""
+    for number, point in enumerate(points):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(LIFETIME)
+            return point, [number]
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL, f"nobody passed {point!r}"
+    return "", range(len(points))
+
+
+def passing(point: str) -> None:
+    """Die here, if this is the point."""
+    if point and point == destiny:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def around(owner: type, method: str, *, before: str = "", after: str = "") -> None:
+    """Make a method pass one point before it, and another behind it."""
+    original: Callable[..., Awaitable[Any]] = getattr(owner, method)
+
+    @wraps(original)
+    async def instrumented(*args: Any, **kwargs: Any) -> Any:
+        passing(before)
+        result = await original(*args, **kwargs)
+        passing(after)
+        return result
+
+    setattr(owner, method, instrumented)
+
+
+def instrument_publisher() -> None:
+    """A message is published when its confirm is here, and confirmed when its publisher knows."""
+    publish, publish_on, confirm = Publisher.publish, Publisher._publish_on, Channel._confirm_delivery
+    under_way: dict[Channel, str | None] = {}
+
+    def what(message: Message) -> str | None:
+        return WHAT.get(message.exchange.rpartition(".")[2])
+
+    async def published(self: Publisher, message: Message, **options: Any) -> None:
+        await publish(self, message, **options)
+        passing(f"{what(message)} confirmed")
+
+    async def on_channel(self: Publisher, channel: Channel, message: Message, deadline: float) -> None:
+        under_way[channel] = what(message)
+        await publish_on(self, channel, message, deadline)
+
+    def confirmed(self: Channel, *args: Any) -> None:
+        passing(f"{under_way.get(self)} published")
+        confirm(self, *args)
+
+    for owner, method in ((Publisher, published), (Publisher, on_channel), (Channel, confirmed)):
+        name = {"published": "publish", "on_channel": "_publish_on", "confirmed": "_confirm_delivery"}
+        setattr(owner, name[method.__name__], method)
+
+
+def instrument_acknowledgements() -> None:
+    """An acknowledgement is sent when it has left the process."""
+    basic_ack = Channel.basic_ack
+
+    async def ack(self: Channel, delivery_tag: int, multiple: bool = False, wait: bool = True) -> None:
+        passing("ack due")
+        await basic_ack(self, delivery_tag, multiple, wait=True)
+        passing("ack sent")
+
+    setattr(Channel, "basic_ack", ack)  # noqa: B010 - mypy lets nobody assign to a method
+
+
+def instrument_relay() -> None:
+    """A relay leaves the tasks of other lives alone, so that it dies with a task of its own agent."""
+    claim_due = Outbox.claim_due
+    others = [f"job-{number}" for number in range(len(POINTS)) if number not in numbers]
+
+    async def claim(self: Outbox, limit: int, *, but_not: Collection[str] = ()) -> list[Due]:
+        due = await claim_due(self, limit, but_not=[*but_not, *others])
+        if due:
+            passing("wait claimed")
+        return due
+
+    setattr(Outbox, "claim_due", claim)  # noqa: B010 - mypy lets nobody assign to a method
+
+
+def instrument() -> None:
+    """Name the points, in the order in which a task passes them."""
+    around(Ledger, "remember", before="effect happened", after="effect remembered")
+    around(Ledger, "finish", before="end known", after="end written")
+    around(Ledger, "release", before="release known", after="release written")
+    around(Outbox, "postpone", before="wait known", after="wait written")
+    instrument_relay()
+    instrument_publisher()
+    around(Outbox, "published", after="wait marked")
+    instrument_acknowledgements()
+    setattr(store_outbox, "LEASE", LEASE)  # noqa: B010 - mypy lets nobody assign to what is Final
+
+
+destiny, numbers = next_life(POINTS)
+instrument()
+app = Warren()
+for number in numbers:
+    app.agent(f"job-{number}")(job)
