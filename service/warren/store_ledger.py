@@ -99,7 +99,8 @@ class Ledger:
     """
 
     def __init__(self, store: Store, worker_id: str, on_change: Callable[[bool, str], None]) -> None:
-        self._store, self._worker_id, self._on_change = store, worker_id, on_change
+        self.store = store
+        self._worker_id, self._on_change = worker_id, on_change
         self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
         self._finish = self._finishing()
         self._waiting: list[tuple[Entry, asyncio.Future[bool]]] = []
@@ -328,7 +329,7 @@ class Ledger:
         pause = FIRST_PAUSE
         while True:
             try:
-                async with self._store.transaction() as connection:
+                async with self.store.transaction() as connection:
                     result = await act(connection)
             except StoreUnavailable as error:
                 self._tell(up=False, reason=str(error))

@@ -23,6 +23,7 @@ LAYERS: Final = {
     "engine": (
         "context", "agents", "breaker", "execution", "wire", "events", "settle", "lanes", "runs", "relay",
         "health", "ageing", "dead_letters", "memory", "records", "takeover", "intake", "worker",
+        "desk", "replay", "replay_edit",
     ),
     "edges": (
         "__init__", "client", "client_*", "runtime", "asyncapi", "schemas", "cli", "cli_*", "demo",
