@@ -20,6 +20,10 @@ from warren.store_schema import DEAD, DISCARDED, tasks
 from warren_schemas import Reason
 
 IS_DEAD: Final = tasks.c.status == literal_column(f"'{DEAD}'")
+NOT_READ_YET: Final = (
+    "its body has not been read from the dead queue yet: "
+    "a worker with this store does that (WARREN_DEAD_LETTER_DESK)"
+)
 PAGE: Final = 50  # dead letters with their bodies in memory at once
 CHUNK: Final = 500  # dead letters that are discarded in one transaction
 _FILTERED: Final = (tasks.c.agent_type, tasks.c.reason, tasks.c.error_type, tasks.c.user_id)
