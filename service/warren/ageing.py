@@ -1,4 +1,4 @@
-"""The ageing queue: tasks that waited one step in their queue come here, and go back or end as expired."""
+"""The ageing queue: tasks that waited one step in their queue come here, and rise a class or are expired."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from warren.failure import Failure
 from warren.settings import Settings
 from warren.settle import Settler
 from warren.topology import Names
-from warren.wire import again, attempts_of, decode
+from warren.wire import again, attempts_of, decode, promoted
 from warren_schemas import AGENT_TYPE_PATTERN, Reason, Task
 
 log = structlog.get_logger(__name__)
 
 PREFETCH: Final = 10  # beside the tasks of the worker: few, since a full queue makes them wait here
-PAUSE: Final = 1.0  # seconds until a task is offered again to a queue that was full
+# Seconds until a task is offered again to a queue that was full: short, as it competes with producers.
+PAUSE: Final = 0.05
 
 
 class Ageing:
@@ -80,7 +81,15 @@ class Ageing:
         await self._send_back(task, delivery)
 
     async def _send_back(self, task: Task, delivery: Delivery) -> None:
-        message = again(task, delivery, self._names, self._settings, attempts=attempts_of(delivery.headers))
+        priority = promoted(delivery.properties.priority, task)
+        message = again(
+            task,
+            delivery,
+            self._names,
+            self._settings,
+            attempts=attempts_of(delivery.headers),
+            priority=priority,
+        )
         declared = False
         while True:
             try:
@@ -97,6 +106,7 @@ class Ageing:
                 )
                 return
             else:
+                self._settler.tell(task, "promoted", {"priority": priority})
                 delivery.ack()
                 return
 

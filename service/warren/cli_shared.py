@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +20,8 @@ from warren.settings import Settings
 
 out = Console()
 err = Console(stderr=True)
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def read_settings() -> Settings:
@@ -43,6 +46,14 @@ def parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigurationError(f"{where} is not JSON: {error}") from error
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Seconds in `90s`, `10m`, `2h`, `30d`. Raises ConfigurationError naming the option."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd])", text)
+    if found is None:
+        raise ConfigurationError(f"{option} {text!r} is not a number and s, m, h or d, like 90s or 30d")
+    return float(found[1]) * _UNITS[found[2]]
 
 
 @asynccontextmanager

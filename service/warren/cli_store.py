@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from typing import Annotated
 from uuid import UUID
@@ -12,7 +11,7 @@ from pydantic_core import to_json
 from rich.markup import escape
 
 from warren import runtime
-from warren.cli_shared import out, read_settings
+from warren.cli_shared import out, parse_duration, read_settings
 from warren.errors import ConfigurationError, WarrenError
 from warren.settings import Settings
 from warren.store import Store
@@ -20,8 +19,6 @@ from warren.store_archive import Archive, TaskRecord
 
 store_cli = typer.Typer(help="Take care of the store.", no_args_is_help=True)
 task_cli = typer.Typer(help="Look at a task.", no_args_is_help=True)
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def _store(settings: Settings, *, migrate: bool = False) -> Store:
@@ -53,14 +50,7 @@ def prune(
     """Delete tasks that ended longer ago than this, with their steps."""
     settings = read_settings()
     runtime.configure_logging(settings)
-    runtime.run(_prune(_store(settings), _seconds(older_than)))
-
-
-def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+)([smhd])", text)
-    if found is None:
-        raise ConfigurationError(f"--older-than {text!r} is not a number and s, m, h or d, like 30d")
-    return float(found[1]) * _UNITS[found[2]]
+    runtime.run(_prune(_store(settings), parse_duration(older_than, "--older-than")))
 
 
 async def _prune(store: Store, seconds: float) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from warren import broker, runtime
-from warren.cli_shared import err, out, parse_json, read_settings
+from warren.cli_shared import err, out, parse_duration, parse_json, read_settings
 from warren.client import Client, make_task
 from warren.errors import ConfigurationError, QueueFull, WarrenError
 from warren.failure import what_does_not_fit
@@ -26,6 +27,7 @@ from warren_schemas import Result, Task
 EXAMPLES = (
     """Examples: warren submit greet --payload '{"name": "Ada"}' --wait"""
     """   |   warren submit greet --file tasks.jsonl --wait > results.jsonl"""
+    """   |   warren submit report --payload null --delay 2h --idempotency-key monday"""
 )
 CHUNK = 1000  # tasks submitted before the progress bar moves
 AT_ONCE = 500  # tasks whose results are awaited at once
@@ -49,11 +51,26 @@ def submit(
     priority: Annotated[str | None, typer.Option(help="low, medium, high or urgent.")] = None,
     user_id: Annotated[str | None, typer.Option(help="Whose task it is.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds for one attempt.")] = None,
+    delay: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Not before this has passed, for example 90s or 2h.")
+    ] = None,
+    run_at: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M%z"],
+            help="Not before this time, with its offset, for example 2030-01-31T06:00+00:00.",
+        ),
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="A second submit with the same key makes no second task.")
+    ] = None,
 ) -> None:
     """Submit tasks. Prints their ids; with --wait, their results. Exit status 1 if any did not succeed."""
     settings = read_settings()
     runtime.configure_logging(settings)
-    options = {"priority": priority, "user_id": user_id, "timeout_s": timeout}
+    options: dict[str, Any] = {"priority": priority, "user_id": user_id, "timeout_s": timeout}
+    options |= {"run_at": run_at, "idempotency_key": idempotency_key}
+    options["delay"] = None if delay is None else parse_duration(delay, "--delay")
     given = {name: value for name, value in options.items() if value is not None}
     tasks = _tasks(agent_type, payload, file, given)
     if not runtime.run(_submit(settings, tasks, wait=wait)):

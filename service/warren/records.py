@@ -66,10 +66,17 @@ def kept(row: Mapping[str, Any]) -> Outcome:
     """The outcome that a row of the ledger stands for."""
     if row["status"] == "succeeded":
         return Succeeded(row["result"], row["attempts"])
+    # What the broker dead-lettered by itself has no error and no times of failing.
+    last = row["last_failed_at"] or row["finished_at"]
     return Dead(
         reason=row["reason"],
-        failure=Failure(row["error_type"], row["error_message"], row["traceback"], row["fingerprint"]),
+        failure=Failure(
+            row["error_type"] or "",
+            row["error_message"] or "",
+            row["traceback"] or "",
+            row["fingerprint"] or "",
+        ),
         attempts=row["attempts"],
-        first_failed_at=datetime.fromtimestamp(row["first_failed_at"], UTC),
-        last_failed_at=datetime.fromtimestamp(row["last_failed_at"], UTC),
+        first_failed_at=datetime.fromtimestamp(row["first_failed_at"] or last, UTC),
+        last_failed_at=datetime.fromtimestamp(last, UTC),
     )

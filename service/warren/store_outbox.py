@@ -174,8 +174,10 @@ class Entrance:
             by_key = (tasks.c.user_id == user_id) & (tasks.c.idempotency_key == key)
             known = select(tasks.c.body, tasks.c.status, tasks.c.leased_until).where(by_key)
             row = (await connection.execute(known)).one_or_none()
-        if row is None:
-            return parcel.body  # the id itself was there before
+            if row is None:
+                itself = select(tasks.c.task_id).where(tasks.c.task_id == task_id)
+                is_here = (await connection.execute(itself)).first() is not None
+                return parcel.body if is_here else None  # None: the other one was refused just now
         body: bytes = row.body
         return None if row.status == SCHEDULED and (row.leased_until or 0) > now else body
 

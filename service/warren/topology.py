@@ -25,7 +25,7 @@ WEAKER: dict[Profile, tuple[str, ...]] = {
     "quorum": (),
     "classic": (
         "queues live on one node: they are durable, but not replicated",
-        "a task expires only when it reaches the head of its queue",
+        "a task expires or rises only at the head of its queue: behind endless urgent tasks, others starve",
         "the broker counts no deliveries: a task that kills its worker comes back without a limit",
         "what the broker itself dead-letters moves without confirms: at most once, should it crash",
     ),

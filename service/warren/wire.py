@@ -34,6 +34,10 @@ from warren_schemas import (
 
 # Where a probe that failed has to wait, whatever its own class: it must not be the next probe too.
 LAST_IN_LINE = AMQP_PRIORITY["low"]
+# Where a promoted task goes: between two classes, because whatever waits in the class above it and was not
+# promoted as well came later. 9 is above urgent, and the end of it.
+PROMOTED_FROM = {2: 5, 3: 5, 4: 7, 5: 7, 6: 9, 7: 9, 8: 9}
+HIGHEST = 9
 # Attempts that a header may claim: one more must still fit into a header.
 ATTEMPTS_MAKE_SENSE = 2**31
 
@@ -107,11 +111,22 @@ def carried_along(headers: Mapping[str, Any]) -> Headers:
     )
 
 
-def expiration_of(task: Task, settings: Settings) -> float:
-    """Seconds until the broker hands the task to ageing: one step, or less if it expires before that."""
+def promoted(priority: int | None, task: Task) -> int:
+    """The AMQP priority of a task that has waited one step with this one: above those that came later."""
+    present = AMQP_PRIORITY[task.priority] if priority is None else priority
+    return PROMOTED_FROM.get(present, PROMOTED_FROM[AMQP_PRIORITY["low"]] if present < HIGHEST else present)
+
+
+def expiration_of(task: Task, settings: Settings, priority: int) -> float | None:
+    """Seconds until the broker hands the task to ageing: one step, or less if it expires before that.
+
+    A task that cannot rise any more keeps its place until it expires; None when it never does.
+    """
+    step = settings.ageing_step if priority < HIGHEST else None
     if task.expires_at is None:
-        return settings.ageing_step
-    return max(0.0, min(settings.ageing_step, (task.expires_at - datetime.now(UTC)).total_seconds()))
+        return step
+    left = max(0.0, (task.expires_at - datetime.now(UTC)).total_seconds())
+    return left if step is None else min(step, left)
 
 
 def task_message(
@@ -126,14 +141,15 @@ def task_message(
     correlation_id: str | None = None,
 ) -> Message:
     """A task on its way to its queue. `body` keeps the bytes of a task that came from elsewhere."""
+    priority = AMQP_PRIORITY[task.priority] if priority is None else priority
     return Message(
         exchange=names.tasks,
         routing_key=task.agent_type,
         body=body if body is not None else task.model_dump_json(exclude_defaults=True).encode(),
         message_id=str(task.task_id),
         headers=headers or {},
-        priority=AMQP_PRIORITY[task.priority] if priority is None else priority,
-        expiration=expiration_of(task, settings),
+        priority=priority,
+        expiration=expiration_of(task, settings, priority),
         reply_to=reply_to,
         correlation_id=correlation_id,
     )

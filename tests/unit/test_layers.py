@@ -21,8 +21,8 @@ LAYERS: Final = {
     "leaves": ("errors", "settings", "loops", "failure", "threads"),
     "adapters": ("topology", "bus", "bus_*", "broker", "broker_*", "store", "store_*"),
     "engine": (
-        "context", "agents", "breaker", "execution", "wire", "events", "settle", "lanes", "runs", "relay",
-        "health", "ageing", "dead_letters", "memory", "records", "takeover", "intake", "worker",
+        "context", "agent", "agents", "breaker", "execution", "wire", "events", "settle", "lanes", "runs",
+        "relay", "health", "ageing", "dead_letters", "memory", "records", "takeover", "intake", "worker",
         "desk", "replay", "replay_edit",
     ),
     "edges": (

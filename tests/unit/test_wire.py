@@ -33,11 +33,21 @@ from warren.wire import (
     failed_body,
     key_of,
     new_id,
+    promoted,
     result_body,
     result_message,
     task_message,
 )
-from warren_schemas import ATTEMPTS, REPLAY, REPUBLISHED, DeadLetterHeaders, Priority, Result, Task
+from warren_schemas import (
+    AMQP_PRIORITY,
+    ATTEMPTS,
+    REPLAY,
+    REPUBLISHED,
+    DeadLetterHeaders,
+    Priority,
+    Result,
+    Task,
+)
 
 SETTINGS, NAMES = Settings(), Names("warren")
 FRAME_MAX = 128 * 1024  # RabbitMQ's default; headers never get more than one frame
@@ -104,12 +114,38 @@ class TestHeaders:
 
 class TestExpiration:
     def test_one_step_without_an_end(self) -> None:
-        assert expiration_of(a_task(), SETTINGS) == SETTINGS.ageing_step
+        assert expiration_of(a_task(), SETTINGS, 4) == SETTINGS.ageing_step
 
-    @pytest.mark.parametrize(("left", "at_least", "at_most"), [(3600, 30, 30), (10, 9, 10), (-5, 0, 0)])
-    def test_whichever_is_first(self, left: float, at_least: float, at_most: float) -> None:
-        task = a_task(expires_at=(datetime.now(UTC) + timedelta(seconds=left)).isoformat())
-        assert at_least <= expiration_of(task, SETTINGS) <= at_most
+    @given(seconds=st.floats(-1000, 1000))
+    def test_never_later_than_the_end(self, seconds: float) -> None:
+        until = datetime.now(UTC) + timedelta(seconds=seconds)
+        expiration = expiration_of(a_task(expires_at=until.isoformat()), SETTINGS, 4)
+        assert expiration is not None
+        assert 0 <= expiration <= max(0, min(seconds, SETTINGS.ageing_step))
+
+    def test_what_cannot_rise_keeps_its_place(self) -> None:
+        assert expiration_of(a_task(), SETTINGS, 9) is None
+        until = datetime.now(UTC) + timedelta(hours=1)
+        left = expiration_of(a_task(expires_at=until.isoformat()), SETTINGS, 9)
+        assert left is not None
+        assert SETTINGS.ageing_step < left <= 3600
+
+
+class TestPromotion:
+    @given(priority=st.none() | st.integers(0, 255))
+    def test_it_only_rises_and_ends_at_the_top(self, priority: int | None) -> None:
+        start = 4 if priority is None else priority
+        first = promoted(priority, a_task())
+        assert first > start or first == start >= 9
+        assert promoted(promoted(first, a_task()), a_task()) >= 9
+
+    @pytest.mark.parametrize(("name", "steps"), [("low", [5, 7, 9]), ("medium", [7, 9]), ("urgent", [9])])
+    def test_each_step_is_above_a_whole_class(self, name: Priority, steps: list[int]) -> None:
+        priority, seen = AMQP_PRIORITY[name], list[int]()
+        while (after := promoted(priority, a_task())) != priority:
+            priority = after
+            seen.append(after)
+        assert seen == steps
 
 
 class TestTaskMessage:
