@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
-from uuid import UUID
 
 import structlog
 from pydantic import JsonValue
@@ -274,8 +273,5 @@ def _patch(plan: Plan) -> JsonValue | type[_NoEdit]:
     return patch
 
 
-def _prepared(patch: JsonValue | type[_NoEdit], max_bytes: int, _task_id: UUID, body: bytes) -> Fresh:
-    if isinstance(patch, type):
-        return Fresh(fresh(body), None)
-    made = new_id()
-    return Fresh(edited(body, patch, made, max_bytes), made)
+def _prepared(patch: JsonValue | type[_NoEdit], max_bytes: int, body: bytes) -> Fresh:
+    return fresh(body) if isinstance(patch, type) else edited(body, patch, new_id(), max_bytes)

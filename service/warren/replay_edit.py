@@ -11,21 +11,23 @@ from pydantic_core import from_json, to_json
 
 from warren.errors import InvalidTask
 from warren.failure import what_does_not_fit
-from warren_schemas import Task
+from warren.store_replay import Fresh
+from warren_schemas import AMQP_PRIORITY, Task
 
 
-def fresh(body: bytes) -> bytes:
+def fresh(body: bytes) -> Fresh:
     """The body, without an `expires_at` that has passed: the one who replays wants the task to run.
 
-    Otherwise its bytes stay as they are. Raises InvalidTask when it is no task.
+    Otherwise its bytes stay as they are. Its priority is that of its class again, however far it had risen.
+    Raises InvalidTask when it is no task.
     """
     task = _task(body)
-    if task.expires_at is None or task.expires_at > datetime.now(UTC):
-        return body
-    return to_json(_without_time(from_json(body)))
+    if task.expires_at is not None and task.expires_at <= datetime.now(UTC):
+        body = to_json(_without_time(from_json(body)))
+    return Fresh(body, AMQP_PRIORITY[task.priority])
 
 
-def edited(body: bytes, patch: JsonValue, new_id: UUID, max_bytes: int) -> bytes:
+def edited(body: bytes, patch: JsonValue, new_id: UUID, max_bytes: int) -> Fresh:
     """A new task: the old one with its payload patched. Unknown fields are kept.
 
     Its idempotency key stays with the old task. Raises InvalidTask when the outcome is no task or too large.
@@ -43,8 +45,7 @@ def edited(body: bytes, patch: JsonValue, new_id: UUID, max_bytes: int) -> bytes
     raw = to_json(fields)
     if len(raw) > max_bytes:
         raise InvalidTask(f"edited, it has {len(raw)} bytes; max_payload_bytes is {max_bytes}")
-    _task(raw)
-    return raw
+    return Fresh(raw, AMQP_PRIORITY[_task(raw).priority], new_id)
 
 
 def merged(target: JsonValue, patch: JsonValue) -> JsonValue:

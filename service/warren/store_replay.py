@@ -92,10 +92,11 @@ class Outcomes:
 
 
 class Fresh(NamedTuple):
-    """A body to be published; with a new id where it was edited."""
+    """A body to be published, with its AMQP priority; and with a new id where it was edited."""
 
     body: bytes
-    new_id: UUID | None
+    priority: int
+    new_id: UUID | None = None
 
 
 class Problem(NamedTuple):
@@ -184,7 +185,7 @@ class Replays:
         replay: Replay,
         count: int,
         after: Position | None,
-        prepare: Callable[[UUID, bytes], Fresh],
+        prepare: Callable[[bytes], Fresh],
     ) -> Batch:
         """Replay the next dead letters behind a position, at most so many, in one transaction.
 
@@ -218,7 +219,7 @@ async def _locked(connection: AsyncConnection, task_ids: Sequence[UUID]) -> Sequ
 
 
 def _prepared(
-    rows: Sequence[RowMapping], prepare: Callable[[UUID, bytes], Fresh]
+    rows: Sequence[RowMapping], prepare: Callable[[bytes], Fresh]
 ) -> tuple[list[tuple[RowMapping, Fresh]], list[Problem]]:
     fresh, problems = list[tuple[RowMapping, Fresh]](), list[Problem]()
     for row in rows:
@@ -226,7 +227,7 @@ def _prepared(
             problems.append(Problem(row["task_id"], NOT_READ_YET))
             continue
         try:
-            fresh.append((row, prepare(row["task_id"], row["body"])))
+            fresh.append((row, prepare(row["body"])))
         except InvalidTask as error:
             problems.append(Problem(row["task_id"], str(error)))
     return fresh, problems
@@ -246,7 +247,8 @@ async def _schedule(
     again = [(row, one) for row, one in fresh if one.new_id is None]
     if again:
         changes = [
-            {"id": row["task_id"], "fresh": one.body, "former": row["fingerprint"]} for row, one in again
+            {"id": row["task_id"], "fresh": one.body, "class": one.priority, "former": row["fingerprint"]}
+            for row, one in again
         ]
         anew: dict[str, Any] = {"attempts": 0, "crashes": 0, "finished_at": None, "result": None}
         if replay.plan.from_scratch:
@@ -262,6 +264,7 @@ async def _schedule(
                 **anew,
                 dispatch=tasks.c.dispatch + 1,
                 body=bindparam("fresh"),
+                priority=bindparam("class"),
                 former_fingerprint=bindparam("former"),
             ),
             changes,
@@ -279,10 +282,11 @@ async def _schedule(
 
 def _new_row(row: RowMapping, fresh: Fresh, due: dict[str, Any]) -> dict[str, Any]:
     """The row of an edited task: a new one, published like the old."""
-    kept = ("agent_type", "user_id", "headers", "priority", "reply_to", "correlation_id")
+    kept = ("agent_type", "user_id", "headers", "reply_to", "correlation_id")
     return {name: row[name] for name in kept} | due | {
         "task_id": fresh.new_id,
         "body": fresh.body,
+        "priority": fresh.priority,
         "created_at": due["updated_at"],
         "former_fingerprint": row["fingerprint"],
         "fence": 0,
