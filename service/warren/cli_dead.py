@@ -48,6 +48,8 @@ cli.command("replay", epilog=cli_dead_replay.EXAMPLES)(cli_dead_replay.replay)
 
 TABLE_WIDTH: Final = 140  # columns at least: rather wrapped by the terminal than an id that cannot be copied
 
+ERROR_SHOWN: Final = 100  # characters of an error in a table
+
 
 @cli.command("list", epilog="Example: warren dead list --agent-type summarise --since 2h")
 def list_(
@@ -250,15 +252,16 @@ def _ask(what: str) -> None:
 
 
 def _table(*columns: str) -> Table:
+    """A table in which only the errors, the last column, give way."""
     table = Table(box=None)
     for column in columns:
-        is_error = column.startswith("error")
-        table.add_column(column, no_wrap=True, overflow="ellipsis" if is_error else "fold")
+        table.add_column(column, no_wrap=column is not columns[-1])
     return table
 
 
 def _error(task: DeadTask) -> str:
-    return escape(f"{task.error_type}: {task.error_message}".splitlines()[0])
+    text = f"{task.error_type}: {task.error_message}".splitlines()[0]
+    return escape(text if len(text) <= ERROR_SHOWN else f"{text[: ERROR_SHOWN - 1]}…")
 
 
 def _told(moment: datetime) -> str:
