@@ -18,12 +18,12 @@ SERVICE: Final = Path(warren.__file__).parent
 
 # From the bottom to the top. A module may import from its own layer and from those below it.
 LAYERS: Final = {
-    "leaves": ("errors", "settings", "loops", "failure", "threads"),
+    "leaves": ("errors", "settings", "loops", "failure", "threads", "cron"),
     "adapters": ("topology", "bus", "bus_*", "broker", "broker_*", "store", "store_*"),
     "engine": (
         "context", "agent", "agents", "breaker", "execution", "wire", "events", "settle", "lanes", "runs",
-        "relay", "health", "ageing", "dead_letters", "memory", "records", "takeover", "intake", "worker",
-        "desk", "replay", "replay_edit",
+        "relay", "sharing", "control", "health", "ageing", "dead_letters", "memory", "records", "takeover",
+        "intake", "scheduler", "desk", "replay", "replay_edit", "worker",
     ),
     "edges": (
         "__init__", "client", "client_*", "runtime", "asyncapi", "schemas", "cli", "cli_*", "demo",
@@ -36,6 +36,7 @@ LOWEST_FIRST: Final = list(LAYERS)
 RESERVED: Final = {
     "aio_pika": ("bus", "bus_*"),
     "aiormq": ("bus", "bus_*"),
+    "croniter": ("cron",),
     "pamqp": ("bus", "bus_*"),
     "pydantic_settings": ("settings",),
     "sqlalchemy": ("store", "store_*"),
