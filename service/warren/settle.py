@@ -230,7 +230,8 @@ class Settler:
         message = again(
             task, delivery, self._names, self._settings, attempts=released.attempts, priority=priority
         )
-        if not delivery.comes_back:
+        if not delivery.comes_back or self._ledger is not None:
+            # Also where there is just one copy: only what may have run is looked up, and so finds its steps.
             message = replace(message, headers={**message.headers, REPUBLISHED: True})
         try:
             await self.publish_surely(message)
