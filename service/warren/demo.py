@@ -1,7 +1,8 @@
 """`warren demo`: a thousand real tasks through everything that goes wrong, checked result by result.
 
-Two worker processes analyse the source files of Python's standard library. Some first attempts raise or
-hang, all connections of the workers are cut once, and one worker is killed half-way.
+Two worker processes that share a store analyse the source files of Python's standard library. Some first
+attempts raise or hang, all connections of the workers are cut once, one worker is frozen until the broker has
+given it up, and the other one is killed.
 """
 
 from __future__ import annotations
@@ -10,36 +11,40 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import structlog
+from pydantic import SecretStr
 
 from warren.bus import Connection
 from warren.client import Client
 from warren.demo_agents import AGENT_TYPE, HANGING, RAISING, TIMEOUT
+from warren.demo_evidence import dead, letters_left, records_of, steps_of, two_outcomes
+from warren.demo_faults import TICK, Cast, Faults
 from warren.demo_journal import Journal, peak, run_twice
 from warren.demo_report import Figures, Show
 from warren.demo_tasks import Tasks, unreadable, wrong
 from warren.demo_watch import Watch
-from warren.demo_workers import PREFETCH, WorkerEnded, WorkerProcess, worker_processes
+from warren.demo_workers import PREFETCH, Place, WorkerEnded, WorkerProcess, worker_processes
 from warren.errors import BrokerError, ConfigurationError
 from warren.loops import Loops
 from warren.settings import Settings
+from warren.store import Store
+from warren.store_archive import TaskRecord
 from warren.testing import TcpProxy
 from warren.topology import Names, exchanges, topology
 
 log = structlog.get_logger(__name__)
 
-WORKERS: Final = 2
-CUT_AT, KILL_AT = 0.25, 0.5  # part of the tasks that have their result by then
-TICK: Final = 0.1  # seconds between two looks at how far it is
+# Seconds between the AMQP heartbeats of the first worker, and of the second, the one that is frozen: the
+# broker gives it up when two to three of them are missing.
+HEARTBEATS: Final = (30, 1)
 START_TIMEOUT: Final = 60.0  # seconds until both workers have to be heard of
 GOODBYE_TIMEOUT: Final = 5.0  # seconds that the last events of a worker may take to arrive
 PATIENCE: Final = 60.0  # seconds without any new result, after which what is missing is lost
@@ -53,9 +58,11 @@ class Scene:
     settings: Settings
     url: str
     folder: Path
+    store: Store
     tasks: Tasks
     watch: Watch
     show: Show
+    faults: list[str] = field(default_factory=list)
 
 
 def settings_for_demo(settings: Settings) -> Settings:
@@ -73,17 +80,23 @@ async def run(settings: Settings, url: str, count: int, show: Show) -> Figures:
             "the demo cuts connections in a proxy, which TLS prevents: name an amqp:// URL"
         )
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="warren-demo-"))
-    scene = Scene(settings, url, folder, Tasks(count), Watch(), show)
+    # A store of its own as well: tasks that wait in somebody's real one must not come by here.
+    store_url = f"sqlite:///{folder / 'store.db'}"
+    settings = settings.model_copy(update={"store_url": SecretStr(store_url)})
     keep = False
     try:
-        async with _namespace(settings, url, show):
-            seconds = await _stage(scene)
-        show.say("comparing each result with a serial computation")
-        figures = await asyncio.to_thread(_figures, scene, seconds)
+        async with Store(store_url) as store:
+            scene = Scene(settings, url, folder, store, Tasks(count), Watch(), show)
+            async with _namespace(settings, url, show):
+                seconds = await _stage(scene)
+                letters = await letters_left(settings, url)
+            show.say("comparing each result with a serial computation and with what the store has")
+            records = await records_of(store, scene.tasks.paths)
+            figures = await asyncio.to_thread(_figures, scene, seconds, records, letters)
         keep = not figures.is_good
     finally:
         if keep:
-            show.say(f"the journal and the logs of the workers are in {folder}")
+            show.say(f"the journal, the store and the logs of the workers are in {folder}")
         else:
             await asyncio.to_thread(shutil.rmtree, folder)
     return figures
@@ -92,19 +105,28 @@ async def run(settings: Settings, url: str, count: int, show: Show) -> Figures:
 async def _stage(scene: Scene) -> float:
     """Bring everybody on, let the tasks run, and see everybody off. Returns the seconds of the tasks."""
     address = urlsplit(scene.url)
-    async with (
-        TcpProxy(address.hostname or "localhost", address.port or AMQP_PORT) as proxy,
-        Client(scene.url, settings=scene.settings) as client,
-        Loops() as loops,
-        worker_processes(WORKERS, proxy.url_for(scene.url), scene.settings, scene.folder) as workers,
-    ):
+    async with AsyncExitStack() as stack:
+        proxies = [
+            await stack.enter_async_context(
+                TcpProxy(address.hostname or "localhost", address.port or AMQP_PORT)
+            )
+            for _ in HEARTBEATS
+        ]
+        client = await stack.enter_async_context(Client(scene.url, settings=scene.settings))
+        loops = await stack.enter_async_context(Loops())
+        places = [
+            Place(proxy.url_for(scene.url), seconds)
+            for proxy, seconds in zip(proxies, HEARTBEATS, strict=True)
+        ]
+        workers = await stack.enter_async_context(worker_processes(places, scene.settings, scene.folder))
         loops.start("watch", scene.watch.follow(client.events()))
         await _all_heard(scene.watch, workers)
         scene.show.say(
-            f"{WORKERS} workers with {PREFETCH} tasks at once each; of the first attempts {RAISING} % raise "
-            f"and {HANGING} % hang until their timeout of {TIMEOUT:g} s"
+            f"{len(workers)} workers with {PREFETCH} tasks at once each; of the first attempts {RAISING} % "
+            f"raise and {HANGING} % hang until their timeout of {TIMEOUT:g} s"
         )
-        seconds = await _perform(scene, client, workers, proxy)
+        cast = [Cast(worker, proxy) for worker, proxy in zip(workers, proxies, strict=True)]
+        seconds = await _perform(scene, client, cast)
         await asyncio.gather(*(worker.stop() for worker in workers))
         await _last_words(scene.watch, workers[1:])
     return seconds
@@ -134,46 +156,40 @@ async def _last_words(watch: Watch, workers: list[WorkerProcess]) -> None:
         log.warning("demo.totals_missing", reason="a worker did not say goodbye in time")
 
 
-async def _perform(scene: Scene, client: Client, workers: list[WorkerProcess], proxy: TcpProxy) -> float:
+async def _perform(scene: Scene, client: Client, cast: list[Cast]) -> float:
     """Run the tasks, and do to the workers what is planned on the way."""
     tasks, started = scene.tasks, time.monotonic()
     tasks.last_result = started
-    plan: deque[tuple[float, Callable[[], None]]] = deque(
-        [
-            (CUT_AT, lambda: _cut(scene, proxy)),
-            (KILL_AT, lambda: _kill(scene, workers[0])),
-        ]
-    )
     running = asyncio.create_task(tasks.run(client))
+    planned = Faults(tasks, scene.watch, scene.store, scene.show, *cast)
+    faults = asyncio.create_task(planned.run())
     try:
         while not running.done() and time.monotonic() - tasks.last_result < PATIENCE:
             await asyncio.wait([running], timeout=TICK)
-            while plan and len(tasks.results) >= plan[0][0] * len(tasks.paths):
-                plan.popleft()[1]()
-            for worker in workers:
-                worker.check()
-            now_running = scene.watch.running(worker.pid for worker in workers if worker.is_running)
-            scene.show.progress(len(tasks.results), now_running, scene.watch.retried)
+            if faults.done():
+                faults.result()
+            _look(scene, cast)
         if running.done():
             running.result()
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        for task in (faults, running):
+            task.cancel()
+        await asyncio.gather(faults, running, return_exceptions=True)
+        scene.faults.extend(planned.met)
     return tasks.last_result - started
 
 
-def _cut(scene: Scene, proxy: TcpProxy) -> None:
-    scene.show.say(f"{len(scene.tasks.results)} done: cut {proxy.cut()} connections of the workers")
+def _look(scene: Scene, cast: list[Cast]) -> None:
+    workers = [one.worker for one in cast]
+    for worker in workers:
+        worker.check()
+    now_running = scene.watch.running(worker.pid for worker in workers if worker.is_running)
+    scene.show.progress(len(scene.tasks.results), now_running, scene.watch.retried)
 
 
-def _kill(scene: Scene, worker: WorkerProcess) -> None:
-    worker.kill()
-    running = scene.watch.running([worker.pid])
-    scene.show.say(f"{len(scene.tasks.results)} done: killed worker {worker.pid} with {running} tasks in it")
-
-
-def _figures(scene: Scene, seconds: float) -> Figures:
-    tasks, watch, attempts = scene.tasks, scene.watch, Journal(scene.folder).attempts()
+def _figures(scene: Scene, seconds: float, records: dict[UUID, TaskRecord], letters: set[str]) -> Figures:
+    tasks, watch, journal = scene.tasks, scene.watch, Journal(scene.folder)
+    attempts, steps = journal.attempts(), steps_of(journal.step_notes(), records)
     pids = {attempt.pid for attempt in attempts}
     return Figures(
         accepted=len(tasks.paths) - len(tasks.refused),
@@ -183,14 +199,22 @@ def _figures(scene: Scene, seconds: float) -> Figures:
         redelivered=watch.total("redelivered"),
         adopted=watch.total("adopted"),
         run_twice=run_twice(attempts),
-        dead=tasks.count("dead"),
+        steps_run=steps.run,
+        steps_kept=steps.kept,
+        steps_remembered=steps.remembered,
+        steps_by_retries=steps.by_retries,
+        steps_broken=len(steps.broken),
+        superseded=watch.total("superseded"),
+        dead=len(dead(records, letters)),
         lost=len(tasks.lost),
         wrong=len(wrong(tasks.paths, tasks.results)),
+        two_outcomes=len(two_outcomes(tasks.results, records, letters)),
         unreadable=unreadable(tasks.results),
         breaker_opened=watch.breaker_opened,
         peak=peak(attempts),
         peak_of_one=max((peak(one for one in attempts if one.pid == pid) for pid in pids), default=0),
         seconds=seconds,
+        faults=tuple(scene.faults),
     )
 
 

@@ -12,25 +12,26 @@ import hashlib
 import os
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from warren.agents import Warren
 from warren.context import Context
-from warren.demo_journal import Attempt, Journal
-from warren.errors import Reject
+from warren.demo_journal import Attempt, Journal, StepNote, What
+from warren.errors import FenceLost, Reject
 from warren.settings import DemoSettings
 
 AGENT_TYPE: Final = "analyse"
 LIBRARY: Final = Path(sysconfig.get_path("stdlib")).resolve()
 NOT_OF_PYTHON: Final = {"site-packages", "dist-packages"}
 
-TIMEOUT: Final = 5.0  # seconds for one attempt
-SHORTEST_WAIT, LONGEST_WAIT = 1.0, 2.0  # seconds that an attempt waits, as for a model's answer
+TIMEOUT: Final = 8.0  # seconds for one attempt: longer than the demo freezes a worker
+SHORTEST_WAIT, LONGEST_WAIT = 1.0, 2.0  # seconds that an attempt waits in all, as for a model's answer
+FETCH, MEASURE = "fetch", "measure"  # the steps
 RAISING, HANGING = 10, 1  # percent of the tasks whose first attempt does so
 
 Fault = Literal["raise", "hang"]
@@ -66,13 +67,18 @@ def source_files() -> list[str]:
     return sorted(path.as_posix() for path in paths if NOT_OF_PYTHON.isdisjoint(path.parts))
 
 
+def count_lines(source: bytes) -> int:
+    """Lines of a file; the last one needs no end."""
+    return source.count(b"\n") + (not source.endswith(b"\n") and bool(source))
+
+
 def analyse(source: bytes) -> Analysis:
     """Count what is in a Python source file, decoded as it says itself (PEP 263).
 
     The standard library has files that are broken on purpose, for its own tests. They are no failure of
     ours: the result then says so, the same each time.
     """
-    lines = source.count(b"\n") + (not source.endswith(b"\n") and bool(source))
+    lines = count_lines(source)
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -147,29 +153,59 @@ _journal = None if _folder is None else Journal(_folder)
 
 @app.agent(AGENT_TYPE, timeout=TIMEOUT)
 async def analyse_file(source: Source, ctx: Context) -> Analysis:
-    """Wait for as long as a model might think, then analyse the file, in a thread: it is computing.
+    """Fetch a file and measure it: two steps, each as long as a model might think.
 
     What raises on purpose does so at the end, so that failures are spread as evenly as successes. Which
     attempt is the first, `ctx.attempt` cannot say: one that falls into an outage is not counted.
     """
     task_id = str(ctx.task.task_id)
     if _journal is None:
-        return await _work(task_id, source.path)
+        return await _work(ctx, source.path)
     with _written_down(_journal, task_id):
         fault = fault_of(task_id)
         due = fault is not None and _journal.is_first(task_id)
         if due and fault == "hang":
             await asyncio.sleep(1000 * TIMEOUT)
-        analysis = await _work(task_id, source.path)
+        analysis = await _work(ctx, source.path)
         if due:
             raise ModelUnavailable("on purpose: this is the demo")
         return analysis
 
 
-async def _work(task_id: str, path: str) -> Analysis:
-    share = _draw(f"wait {task_id}")
-    await asyncio.sleep(SHORTEST_WAIT + share * (LONGEST_WAIT - SHORTEST_WAIT))
-    return await asyncio.to_thread(lambda: analyse(read(path)))
+async def _work(ctx: Context, path: str) -> Analysis:
+    """The result is put together from what both steps gave, whoever ran them."""
+    fetched = await _step(ctx, FETCH, lambda: asyncio.to_thread(lambda: count_lines(read(path))))
+    # In a thread: it is computing.
+    measured = await _step(
+        ctx, MEASURE, lambda: asyncio.to_thread(lambda: analyse(read(path)).model_dump(mode="json"))
+    )
+    return Analysis.model_validate({**measured, "lines": fetched})
+
+
+async def _step(ctx: Context, name: str, function: Callable[[], Awaitable[JsonValue]]) -> Any:
+    """A step of the task, with its wait; the journal, where there is one, says what became of it."""
+    task_id, ran = str(ctx.task.task_id), False
+
+    async def run() -> JsonValue:
+        nonlocal ran
+        ran = True
+        _note(task_id, name, "run")
+        share = _draw(f"{name} {task_id}")
+        await asyncio.sleep((SHORTEST_WAIT + share * (LONGEST_WAIT - SHORTEST_WAIT)) / 2)
+        return await function()
+
+    try:
+        value = await ctx.step(name, run)
+    except FenceLost:
+        _note(task_id, name, "refused")
+        raise
+    _note(task_id, name, "kept" if ran else "recalled")
+    return value
+
+
+def _note(task_id: str, name: str, what: What) -> None:
+    if _journal is not None:
+        _journal.note(StepNote(task_id, name, os.getpid(), time.time(), what))
 
 
 @contextmanager

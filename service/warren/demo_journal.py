@@ -1,7 +1,7 @@
 """The demo's journal: what the agents of all worker processes did, written down by themselves.
 
 It is a folder, because it has to survive a worker that is killed: a file with one line for each attempt
-that ended, and an empty file for each task whose first attempt is to fail.
+that ended, one with what happened to steps, and an empty file for each task whose first attempt is to fail.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
+
+What = Literal["run", "kept", "refused", "recalled"]
+"""The function of a step begins to run; its value was kept; a newer run has the task, so it was not; the
+value was there already, and nothing ran."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +32,22 @@ class Attempt:
     completed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class StepNote:
+    """What happened to a step, and when, in seconds since the epoch: the store's clock."""
+
+    task_id: str
+    name: str
+    pid: int
+    at: float
+    what: What
+
+
 class Journal:
     """The journal in a folder; any number of processes write in it at once."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._file = folder, folder / "attempts"
+        self._folder, self._attempts, self._steps = folder, folder / "attempts", folder / "steps"
 
     def is_first(self, task_id: str) -> bool:
         """Whether this is the first time that anybody asks for this task."""
@@ -42,19 +58,23 @@ class Journal:
         return True
 
     def write(self, attempt: Attempt) -> None:
-        """Add a line. One write in append mode: lines of several processes never mix."""
-        line = f"{attempt.task_id} {attempt.pid} {attempt.started} {attempt.ended} {attempt.completed:d}\n"
-        descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        """Add an attempt that ended."""
+        _add(
+            self._attempts,
+            f"{attempt.task_id} {attempt.pid} {attempt.started} {attempt.ended} {attempt.completed:d}",
+        )
+
+    def note(self, note: StepNote) -> None:
+        """Add what happened to a step."""
+        _add(self._steps, f"{note.task_id} {note.name} {note.pid} {note.at!r} {note.what}")
 
     def attempts(self) -> list[Attempt]:
-        """Everything that is written so far."""
-        if not self._file.exists():
-            return []
-        return [_parse(line) for line in self._file.read_text(encoding="utf-8").splitlines()]
+        """Every attempt that is written so far."""
+        return [_attempt(line) for line in _lines(self._attempts)]
+
+    def step_notes(self) -> list[StepNote]:
+        """Everything that is written so far of steps."""
+        return [_step_note(line) for line in _lines(self._steps)]
 
 
 def run_twice(attempts: Iterable[Attempt]) -> int:
@@ -73,6 +93,24 @@ def peak(attempts: Iterable[Attempt]) -> int:
     return most
 
 
-def _parse(line: str) -> Attempt:
+def _add(file: Path, line: str) -> None:
+    """Add a line. One write in append mode: lines of several processes never mix."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, f"{line}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+
+
+def _attempt(line: str) -> Attempt:
     task_id, pid, started, ended, completed = line.split()
     return Attempt(task_id, int(pid), float(started), float(ended), completed == "1")
+
+
+def _step_note(line: str) -> StepNote:
+    task_id, name, pid, at, what = line.split()
+    return StepNote(task_id, name, int(pid), float(at), cast("What", what))

@@ -48,9 +48,10 @@ class Watch:
         """Attempts that failed and were to be made again."""
         return len(self._retrying)
 
-    def total(self, name: str) -> int:
-        """One of the workers' own totals, added up over all of them."""
-        return sum(totals.get(name, 0) for totals in self._totals.values())
+    def total(self, name: str, pids: Iterable[int] | None = None) -> int:
+        """One of the workers' own totals, added up over all of them, or over these."""
+        of = self._totals if pids is None else _of(self._totals, pids)
+        return sum(self._totals[worker_id].get(name, 0) for worker_id in of)
 
     def running(self, pids: Iterable[int]) -> int:
         """Tasks that are in these workers, as of their last heartbeats."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, STDOUT, Process, create_subprocess_exec
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +26,8 @@ LOG_TAIL: Final = 20  # lines shown of a worker that failed
 QUICK: Final = {
     "PREFETCH": PREFETCH,
     "RETRIES": 3,
+    # Three faults can meet one task here, none of them its own: it is no poison.
+    "CRASH_LIMIT": 5,
     "RETRY_INITIAL_DELAY": 0.2,
     "RETRY_MAX_DELAY": 2,
     "BREAKER_RESET_TIMEOUT": 1,
@@ -58,6 +63,19 @@ class WorkerProcess:
         self._wanted = False
         self._process.kill()
 
+    def freeze(self) -> None:
+        """Stop it where it is, as a host that swaps or a virtual machine that is moved would.
+
+        Blocks until it stands still, or has ended.
+        """
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        """Let it go on. Nothing to do if it has ended."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGCONT)
+
     async def stop(self) -> None:
         """Have it drain and end, or kill it when it takes too long. Nothing to do if it has ended."""
         self._wanted = False
@@ -80,16 +98,24 @@ class WorkerProcess:
             raise WorkerEnded(f"a worker ended with {self._process.returncode}:\n" + "\n".join(lines))
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker is to work: the broker's address, and the seconds between its AMQP heartbeats."""
+
+    url: str
+    amqp_heartbeat: int
+
+
 @asynccontextmanager
 async def worker_processes(
-    count: int, url: str, settings: Settings, folder: Path
+    places: Sequence[Place], settings: Settings, folder: Path
 ) -> AsyncIterator[list[WorkerProcess]]:
-    """So many workers on the broker at `url`, their logs in `folder`; stopped at the end."""
-    environment = _environment(url, settings, folder)
+    """A worker in each of the places, their logs in `folder`; stopped at the end."""
     workers: list[WorkerProcess] = []
     try:
-        while len(workers) < count:
-            workers.append(await _start(folder / f"worker-{len(workers)}.log", environment))
+        for place in places:
+            log = folder / f"worker-{len(workers)}.log"
+            workers.append(await _start(log, _environment(place, settings, folder)))
         yield workers
     finally:
         await asyncio.gather(*(worker.stop() for worker in workers))
@@ -104,10 +130,17 @@ async def _start(log: Path, environment: Mapping[str, str]) -> WorkerProcess:
     return WorkerProcess(process, log)
 
 
-def _environment(url: str, settings: Settings, folder: Path) -> dict[str, str]:
+def _environment(place: Place, settings: Settings, folder: Path) -> dict[str, str]:
     """The caller's environment, passed on, and in it what the demo needs otherwise."""
-    told = {**QUICK, "AMQP_URL": url, "NAMESPACE": settings.namespace, "DEMO_FOLDER": folder}
-    told["STORE_URL"] = f"sqlite:///{folder / 'store.db'}"
+    assert settings.store_url is not None
+    told = {
+        **QUICK,
+        "AMQP_URL": place.url,
+        "AMQP_HEARTBEAT": place.amqp_heartbeat,
+        "NAMESPACE": settings.namespace,
+        "STORE_URL": settings.store_url.get_secret_value(),
+        "DEMO_FOLDER": folder,
+    }
     return {
         **inherited_environment(),
         "PYTHONWARNINGS": "ignore",  # about the sources that are parsed

@@ -20,6 +20,7 @@ from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
 from warren.control import Control
+from warren.desk import Desk
 from warren.errors import BrokerUnavailable, StoreUnavailable
 from warren.events import Events
 from warren.health import Health
@@ -70,6 +71,7 @@ class Worker:
         self._hurry = asyncio.Event()
         self._relay: Relay | None = None
         self._board: Board | None = None
+        self._desk: Desk | None = None
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -118,6 +120,9 @@ class Worker:
                 self._relay = Relay(Outbox(self._ledger), self._publisher, self._publishing, self.settings)
                 loops.start("relay", self._relay.run())
                 loops.start("scheduler", self._scheduler(self._ledger).run())
+            if self._ledger is not None and self.settings.dead_letter_desk:
+                self._desk = Desk(self._consuming, self._ledger, self._names, self._declare)
+                loops.start("dead-letter desk", self._desk.run())
             for lane in self.lanes.values():
                 loops.start(f"consumer {lane.agent.agent_type}", lane.consumer.run())
             self._start()
@@ -228,6 +233,8 @@ class Worker:
         await ageing.drain(LAST_WORDS)
         if self._relay is not None:
             await self._relay.drain(LAST_WORDS)
+        if self._desk is not None:
+            await self._desk.drain(LAST_WORDS)
         for waiting in (hurry, rest):
             waiting.cancel()
         for handler in tuple(self._handlers):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sqlite3
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ import pytest
 from tests.acceptance.processes import Journal, worker_process
 from tests.rig import Rig, eventually
 
+from warren import Context, Warren
 from warren.client import make_task
 from warren.testing import TcpProxy
 from warren_schemas import Event
@@ -58,6 +60,30 @@ async def test_steps_stay_remembered_when_the_task_has_waited_too_long_in_its_qu
         journal.open_gate()
         async with worker_process(rig, **memory) as second:
             assert await result == [first.pid, second.pid]
+
+
+async def test_a_step_that_was_remembered_is_not_run_again_after_an_outage(rig: Rig, tmp_path: Path) -> None:
+    app, runs = Warren(), Counter[str]()
+
+    def count() -> int:
+        runs["step"] += 1
+        return runs["step"]
+
+    @app.agent("flaky")
+    async def flaky(_: None, ctx: Context) -> int:
+        number = await ctx.step("count", count)
+        runs["attempt"] += 1
+        if runs["attempt"] < 3:
+            raise ConnectionError("out of order")
+        return int(number)
+
+    memory = {"store_url": f"sqlite:///{tmp_path / 'store.db'}"}
+    async with (
+        rig.worker(app, breaker_fail_max=1, breaker_reset_timeout=0.1, **memory),
+        rig.client() as client,
+    ):
+        assert await client.run("flaky", None, timeout=60) == 1
+    assert runs == {"step": 1, "attempt": 3}
 
 
 async def test_a_task_that_kills_its_workers_is_poison_and_its_neighbours_are_not(

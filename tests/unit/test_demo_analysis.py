@@ -1,15 +1,25 @@
-"""The demo's analysis of Python source, and what its journal comes to."""
+"""The demo's analysis of Python source, and what its journal and its store come to."""
 
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID, uuid4
 
 import pytest
+from pydantic import JsonValue
 
 from warren.demo_agents import Analysis, analyse, fault_of, read, source_files
-from warren.demo_journal import Attempt, Journal, peak, run_twice
+from warren.demo_evidence import dead, steps_of, two_outcomes
+from warren.demo_journal import Attempt, Journal, StepNote, What, peak, run_twice
 from warren.errors import Reject
+from warren.store_archive import Step, TaskRecord
+from warren_schemas import Result
+
+TASK = uuid4()
+WRITER, OTHER = 11, 22  # process ids of workers
+WRITTEN = 100.0  # when the store got the value
 
 DECISIONS = {
     "x = 1": 0,
@@ -128,3 +138,113 @@ def test_the_journal_tells_what_ran_twice_and_how_much_at_once() -> None:
     assert run_twice(attempts) == 1
     assert peak(attempts) == 3
     assert peak([]) == 0
+
+
+def note(what: What, pid: int = WRITER, at: float = WRITTEN) -> StepNote:
+    return StepNote(str(TASK), "fetch", pid, at, what)
+
+
+def record(status: str = "succeeded", result: JsonValue = "right", *, steps: bool = True) -> TaskRecord:
+    """What the store has of the task: its end, and a step that WRITER wrote at WRITTEN."""
+    now = datetime.fromtimestamp(WRITTEN, UTC)
+    return TaskRecord(
+        task_id=TASK, agent_type="analyse", user_id="default", status=status, attempts=1,
+        worker_id=f"some-host-{WRITER}-abc", result=result, reason=None, error_type=None, error_message=None,
+        traceback=None, checkpoint=None, updated_at=now, finished_at=now,
+        steps=[Step("fetch", 1, f"some-host-{WRITER}-abc", now)] if steps else [],
+    )  # fmt: skip
+
+
+def answer(status: str = "succeeded", value: object = "right") -> Result:
+    error = {"type": "X", "message": "", "reason": "exhausted"} if status == "dead" else None
+    return Result.model_validate(
+        {
+            "version": 1,
+            "task_id": TASK,
+            "agent_type": "analyse",
+            "status": status,
+            "result": value,
+            "error": error,
+            "attempts": 1,
+            "finished_at": datetime.now(UTC),
+        }
+    )
+
+
+ONCE = [note("run", at=98), note("kept")]
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        ONCE,
+        [*ONCE, note("recalled", OTHER, 101)],
+        [*ONCE, note("run", OTHER, 99), note("refused", OTHER, 101)],  # a late twin that began before
+        [*ONCE, note("run", OTHER, 101), note("refused", OTHER, 102)],  # and one that began after
+        [note("run", OTHER, 97), *ONCE],  # killed before the value was written
+        [note("run", at=96), *ONCE],  # cut short by a time-out, then made again
+        [note("run", at=98)],  # killed before it could say that the value was written
+    ],
+)
+def test_what_may_happen_to_a_step(notes: list[StepNote]) -> None:
+    assert not steps_of(notes, {TASK: record()}).broken
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        [*ONCE, note("run", OTHER, 101), note("kept", OTHER, 102)],  # by another run, which kept it too
+        [note("run", at=98), note("run", OTHER, 101), note("kept", OTHER, 102)],  # the writer was killed
+        [*ONCE, note("run", at=101)],  # by the worker that had written it
+        [*ONCE, note("run", at=99), note("kept", at=101)],
+    ],
+)
+def test_a_durable_step_that_was_run_again_is_found(notes: list[StepNote]) -> None:
+    assert {(key.task_id, key.name) for key in steps_of(notes, {TASK: record()}).broken} == {
+        (str(TASK), "fetch")
+    }
+
+
+@pytest.mark.parametrize("notes", [ONCE, [note("recalled", OTHER)]])
+def test_a_value_that_was_given_out_and_is_gone_is_found(notes: list[StepNote]) -> None:
+    assert len(steps_of(notes, {TASK: record(steps=False)}).broken) == 1
+    assert len(steps_of(notes, {}).broken) == 1
+
+
+def test_values_out_of_the_store_are_told_from_those_of_retries() -> None:
+    notes = [*ONCE, note("recalled"), note("recalled", OTHER), note("recalled", OTHER)]
+    steps = steps_of(notes, {TASK: record()})
+    assert (steps.run, steps.kept, steps.remembered, steps.by_retries) == (1, 1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("result", "kept", "letters", "found"),
+    [
+        (answer(), record(), set(), False),
+        (answer("dead", None), record("dead", None), {str(TASK)}, False),
+        (answer("dead", None), record("dead", None), set(), False),  # its letter is in the store by now
+        (answer(value="wrong"), record(), set(), True),
+        (answer("dead", None), record(), set(), True),
+        (answer(), record("dead", None), set(), True),
+        (answer(), record(), {str(TASK)}, True),
+        (answer(), record(), {"a message that is no task"}, False),
+        (answer(), None, set(), True),
+    ],
+)
+def test_two_outcomes_of_one_task_are_found(
+    result: Result, kept: TaskRecord | None, letters: set[str], found: bool
+) -> None:
+    records = {} if kept is None else {TASK: kept}
+    assert two_outcomes({TASK: result}, records, letters) == ({TASK} if found else set[UUID]())
+
+
+def test_a_dead_task_counts_once_wherever_its_letter_is() -> None:
+    assert dead({TASK: record("dead", None)}, {str(TASK), "another"}) == {str(TASK), "another"}
+    assert dead({TASK: record()}, set()) == set()
+
+
+def test_the_journal_gives_back_what_was_noted_of_steps(tmp_path: Path) -> None:
+    assert Journal(tmp_path).step_notes() == []
+    for one in ONCE:
+        Journal(tmp_path).note(one)
+    assert Journal(tmp_path).step_notes() == ONCE
