@@ -13,6 +13,7 @@ from tests.rig import Rig, eventually, publish
 
 from warren import Warren
 from warren.testing import TcpProxy
+from warren.worker import Worker
 from warren_schemas import Event
 
 
@@ -108,3 +109,33 @@ async def test_who_cannot_hear_takes_nobody_for_lost(
         await time_goes_on()
         assert worker.peers == 1
         assert [(event.subject, event.worker_id) for event in lost] == [(worker.worker_id, peer.worker_id)]
+
+
+async def test_who_is_back_first_leaves_the_others_the_time_to_reconnect(rig: Rig) -> None:
+    told: dict[str, Any] = {"heartbeat_interval": 0.1, "reconnect_max_delay": 20}
+    async with (
+        proxy_of(rig) as near,
+        proxy_of(rig) as far,
+        rig.listening("health.worker.*.lost") as lost,
+        rig.listening("health.worker.*.heartbeat") as beats,
+        rig.worker(app_of("first"), near.url_for(rig.url), **told) as first,
+        rig.worker(app_of("first"), far.url_for(rig.url), **told) as last,
+    ):
+        await eventually(lambda: first.peers == last.peers == 1, "they hear each other")
+        cut(near)
+        cut(far)
+        near.accept()
+
+        def heard(worker: Worker, count: int, since: int) -> bool:
+            return sum(event.subject == worker.worker_id for event in beats[since:]) >= count
+
+        so_far = len(beats)
+        await eventually(
+            lambda: heard(first, 20, so_far), "the first is back, and more than three beats long"
+        )
+        assert not heard(last, 1, so_far)
+        far.accept()
+        back = len(beats)
+        await eventually(lambda: heard(last, 10, back), "the last is back")
+        assert lost == []
+        assert first.peers == last.peers == 1
