@@ -19,6 +19,7 @@ from warren import (
     cli_demo,
     cli_doctor,
     cli_schedule,
+    cli_status,
     cli_store,
     cli_submit,
     runtime,
@@ -54,6 +55,7 @@ cli.command("cancel", epilog="Example: warren cancel 01932c07-209c-7b1f-8e4a-5f6
 )
 cli.command("pause", epilog="Example: warren pause summarise")(cli_control.pause)
 cli.command("resume", epilog="Example: warren resume summarise")(cli_control.resume)
+cli.command("status", epilog=cli_status.EXAMPLES)(cli_status.status)
 cli.command("doctor")(cli_doctor.doctor)
 cli.command("demo")(cli_demo.demo)
 

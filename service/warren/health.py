@@ -72,6 +72,7 @@ class Health:
         lag, self._lag = self._lag, 0.0
         running = self._runs.by_agent_type()
         return {
+            "interval_s": self._settings.heartbeat_interval,
             "prefetch": self._settings.prefetch,
             "running": {name: running[name] for name in self._lanes},
             "waiting": dict(depths),

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 import structlog
+from pydantic import JsonValue
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from warren.ageing import Ageing
@@ -23,6 +24,7 @@ from warren.control import Control
 from warren.desk import Desk
 from warren.errors import BrokerUnavailable, StoreUnavailable
 from warren.events import Events
+from warren.fleet import Fleet
 from warren.health import Health
 from warren.intake import Intake
 from warren.lanes import Lane, Slots
@@ -72,6 +74,7 @@ class Worker:
         self._relay: Relay | None = None
         self._board: Board | None = None
         self._desk: Desk | None = None
+        self._fleet: Fleet | None = None
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -104,6 +107,7 @@ class Worker:
         health = Health(
             self.worker_id, self.lanes, self._runs, self.totals, self._events, self._consuming, self.settings
         )
+        fleet = self._fleet = Fleet(self.worker_id, self.lanes, self._events, self._consuming, self.settings)
         await self._connect_at_once()
         async with Loops() as loops:
             loops.start("publishing connection", self._publishing.supervise())
@@ -113,6 +117,8 @@ class Worker:
             loops.start("event loop lag", health.watch_lag())
             loops.start("ageing", ageing.run())
             loops.start("sharing", Sharing(self.lanes, self.settings.prefetch).run())
+            loops.start("peers", fleet.listen())
+            loops.start("lost peers", fleet.watch())
             loops.start("control", control.listen())
             loops.start("control in the store", control.refresh())
             if self._ledger is not None:
@@ -137,6 +143,11 @@ class Worker:
     def running(self) -> int:
         """Tasks in this worker now."""
         return len(self._runs)
+
+    @property
+    def peers(self) -> int:
+        """Other workers that are heard; a lost one is not counted."""
+        return 0 if self._fleet is None else self._fleet.peers
 
     def stop(self) -> None:
         """Drain and end. Called again: release what still runs at once."""
@@ -296,13 +307,16 @@ class Worker:
 
     def _valve_changed(self, name: str, previous: State, state: State, reason: str) -> None:
         log.warning("breaker.changed", agent_type=name, state=state, previous=previous, reason=reason)
+        details: dict[str, JsonValue] = {"reset_timeout_s": self.settings.breaker_reset_timeout}
+        if (worker_id := self.lanes[name].valve.adopted_from) is not None:
+            details["adopted_from"] = worker_id
         self._events.tell(
             "breaker",
             name,
             state,
             previous=previous,
             reason=reason,
-            details={"reset_timeout_s": self.settings.breaker_reset_timeout},
+            details=details,
         )
         self.lanes[name].follow(state)
 

@@ -23,7 +23,7 @@ LAYERS: Final = {
     "engine": (
         "context", "agent", "agents", "breaker", "execution", "wire", "events", "settle", "lanes", "runs",
         "relay", "sharing", "control", "health", "ageing", "dead_letters", "memory", "records", "takeover",
-        "intake", "scheduler", "desk", "replay", "replay_edit", "worker",
+        "intake", "scheduler", "desk", "replay", "replay_edit", "peers", "fleet", "overview", "worker",
     ),
     "edges": (
         "__init__", "client", "client_*", "runtime", "asyncapi", "schemas", "cli", "cli_*", "demo",
