@@ -23,10 +23,11 @@ LAYERS: Final = {
     "engine": (
         "context", "agent", "agents", "breaker", "execution", "wire", "events", "settle", "lanes", "runs",
         "relay", "health", "ageing", "dead_letters", "memory", "records", "takeover", "intake", "worker",
+        "command_agent", "command_process", "http_agent",
     ),
     "edges": (
-        "__init__", "client", "client_*", "runtime", "asyncapi", "schemas", "cli", "cli_*", "demo",
-        "demo_*", "testing",
+        "__init__", "client", "client_*", "runtime", "agents_file", "asyncapi", "schemas", "cli", "cli_*",
+        "demo", "demo_*", "testing",
     ),
 }  # fmt: skip
 LOWEST_FIRST: Final = list(LAYERS)
@@ -35,6 +36,7 @@ LOWEST_FIRST: Final = list(LAYERS)
 RESERVED: Final = {
     "aio_pika": ("bus", "bus_*"),
     "aiormq": ("bus", "bus_*"),
+    "httpx": ("http_agent",),
     "pamqp": ("bus", "bus_*"),
     "pydantic_settings": ("settings",),
     "sqlalchemy": ("store", "store_*"),
