@@ -63,6 +63,8 @@ class HttpAgent(Agent):
         _check_url(url)
         for name, value in (headers or {}).items():
             _check_header(name, value)
+            if name.lower() == "authorization" and "@" in urlsplit(url).netloc:
+                raise AgentError("a user in the URL and a header Authorization: only one can be sent")
         if not (retry_after >= 0 and connect_timeout > 0):
             raise AgentError(f"{retry_after=} must be seconds of zero or more, {connect_timeout=} of more")
         self._url, self._headers = url, dict(headers or {})
@@ -215,9 +217,10 @@ def _check_url(url: str) -> None:
             "HttpAgent needs httpx, which is not installed: pip install 'warren[http]'"
         ) from error
     try:
-        parsed = httpx.URL(url)
-        fits = parsed.scheme in {"http", "https"} and bool(parsed.host) and parsed.port != 0
-    except httpx.InvalidURL:
+        # Each of the two lets something through that the other refuses.
+        parsed, parts = httpx.URL(url), urlsplit(url)
+        fits = parsed.scheme in {"http", "https"} and bool(parsed.host) and parts.port != 0
+    except (httpx.InvalidURL, ValueError):
         fits = False
     if not fits or re.search(r"\s", url):
         raise AgentError("the URL of an HttpAgent must look like http://host:8080/path or https://host/path")
