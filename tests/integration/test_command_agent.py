@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from tests.rig import Rig, eventually
 from warren import CommandAgent, Context, Reject, RetryAfter, Warren, runtime
 from warren.agent import each_task
 from warren.errors import CommandFailed, TaskFailed
+from warren.failure import Failure
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 SECRET = "do-not-print-me"
@@ -44,7 +44,7 @@ def shell(script: str, **options: Any) -> CommandAgent:
 
 async def gone(ctx: Context) -> None:
     """Wait until no process of the task is left: those that were killed take a moment to go."""
-    await eventually(lambda: not processes_of(ctx), f"{processes_of(ctx)} are gone", patience=5)
+    await eventually(lambda: not processes_of(ctx), f"{processes_of(ctx)} are gone")
 
 
 async def fails(agent: CommandAgent, payload: Any = None, ctx: Context | None = None) -> str:
@@ -203,10 +203,9 @@ def test_the_tail_of_standard_error_is_kept_while_it_floods(run: Run) -> None:
 
 
 def test_a_hundred_megabytes_are_not_kept(run: Run) -> None:
-    began = time.monotonic()
-    told = run(fails(shell("yes 0123456789 | head -c 100000000")))
+    # It ends because its output is closed: the time to be killed would be too long for this test.
+    told = run(fails(shell("yes 0123456789 | head -c 100000000", kill_grace=600)))
     assert "printed more than 1048576 bytes and was killed; max_result_bytes is 1048576" in told
-    assert time.monotonic() - began < 2  # the kill_grace, in which it would have to be killed
 
 
 def test_output_of_exactly_the_limit_is_taken(run: Run) -> None:
@@ -229,9 +228,8 @@ BACKGROUND = {
 @pytest.mark.parametrize("name", BACKGROUND)
 def test_what_it_leaves_running_is_killed_and_its_result_counts(run: Run, name: str) -> None:
     async def main() -> None:
-        ctx, began = context(), time.monotonic()
-        assert await shell(BACKGROUND[name]).run(None, ctx) == 1
-        assert time.monotonic() - began < 5
+        ctx = context()
+        assert await asyncio.wait_for(shell(BACKGROUND[name]).run(None, ctx), 60) == 1
         await gone(ctx)
 
     run(main())
@@ -247,31 +245,37 @@ STUBBORN = {
 }
 
 
+async def until_started(agent: CommandAgent, folder: Path, ctx: Context) -> None:
+    """Run an agent whose time is up as soon as it has made the file `started`."""
+    async with asyncio.timeout(None) as limit:
+        started = asyncio.create_task(eventually((folder / "started").exists, "it runs"))
+        started.add_done_callback(lambda _: limit.reschedule(0))
+        await agent.run(None, ctx)
+
+
 @pytest.mark.parametrize("name", STUBBORN)
 def test_a_timeout_leaves_nothing(run: Run, tmp_path: Path, name: str) -> None:
     async def main() -> None:
         ctx = context()
-        running = asyncio.create_task(shell(STUBBORN[name], cwd=tmp_path, kill_grace=0.1).run(None, ctx))
-        await eventually((tmp_path / "started").exists, "it runs")
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(running, 0.01)
+            await until_started(shell(STUBBORN[name], cwd=tmp_path, kill_grace=0.1), tmp_path, ctx)
         await gone(ctx)
 
     run(main())
 
 
-def test_it_may_clean_up_when_told_to_stop(run: Run, tmp_path: Path) -> None:
-    script = "trap 'echo going >&2; touch cleaned; exit 0' TERM; touch started; while :; do sleep 0.01; done"
+def test_at_its_timeout_it_may_clean_up_and_what_it_said_is_kept(run: Run, tmp_path: Path) -> None:
+    script = (
+        "trap 'touch cleaned; exit 0' TERM; echo still loading >&2; touch started; "
+        "while :; do sleep 0.01; done"
+    )
 
     async def main() -> None:
         ctx = context()
-        running = asyncio.create_task(shell(script, cwd=tmp_path, kill_grace=30).run(None, ctx))
-        await eventually((tmp_path / "started").exists, "it runs")
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError) as cancelled:
-            await running
-        assert cancelled.value.__notes__
+        with pytest.raises(TimeoutError) as late:
+            await until_started(shell(script, cwd=tmp_path, kill_grace=600), tmp_path, ctx)
         assert (tmp_path / "cleaned").exists()
+        assert "standard error ended with: still loading" in Failure.of(late.value).traceback
         await gone(ctx)
 
     run(main())
@@ -341,26 +345,22 @@ async def test_failures_are_dead_letters_that_tell_why(rig: Rig) -> None:
     agent = shell("echo no model here >&2; exit 3")
     async with rig.worker(app_of(agent, retries=1)), rig.client() as client:
         with pytest.raises(TaskFailed, match="exit status 3: no model here") as failed:
-            await client.run("command", None, timeout=20)
+            await client.run("command", None, timeout=30)
         assert (failed.value.reason, failed.value.error_type) == ("exhausted", "CommandFailed")
         record = record_of((await rig.dead())[0])
         assert (record.attempts, record.error_type) == (2, "CommandFailed")
 
 
-async def test_a_timeout_frees_the_slot_and_shows_what_it_said(rig: Rig, tmp_path: Path) -> None:
-    script = (
-        "trap '' TERM; read payload; test $payload = 1 && echo 1 && exit; "
-        "echo stuck here >&2; sleep 600; sleep 600"
-    )
+async def test_a_timeout_frees_the_slot(rig: Rig, tmp_path: Path) -> None:
+    script = "trap '' TERM; read payload; test $payload = 1 && echo 1 && exit; sleep 600; sleep 600"
     agent = shell(script, kill_grace=0.05, env={"MARK": str(tmp_path)})
-    app = app_of(agent, timeout=0.3, concurrency=1, retries=0)
+    app = app_of(agent, timeout=0.2, concurrency=1, retries=0)
     async with rig.worker(app) as worker, rig.client() as client:
-        with pytest.raises(TaskFailed, match=r"no result within 0.3 s"):
-            await client.run("command", 0, timeout=20)
-        assert "standard error ended with: stuck here" in (record_of((await rig.dead())[0]).traceback or "")
-        assert await client.run("command", 1, timeout=20, timeout_s=20) == 1
+        with pytest.raises(TaskFailed, match=r"no result within 0.2 s"):
+            await client.run("command", 0, timeout=30)
+        assert await client.run("command", 1, timeout=30, timeout_s=30) == 1
         await eventually(lambda: worker.running == 0, "no slot is held")
-    assert processes_with(f"MARK={tmp_path}".encode()) == []
+    await eventually(lambda: not processes_with(f"MARK={tmp_path}".encode()), "its processes are gone")
 
 
 async def test_a_shutdown_releases_the_task_and_leaves_no_process(rig: Rig, tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ async def test_a_shutdown_releases_the_task_and_leaves_no_process(rig: Rig, tmp_
             await client.submit("command", None)
             await eventually((tmp_path / "started").exists, "it runs")
             assert processes_with(mark)
-        await eventually(lambda: not processes_with(mark), "its processes are gone", patience=5)
+        await eventually(lambda: not processes_with(mark), "its processes are gone")
         await eventually(lambda: _has(rig, 1), "the task is back in its queue")
         async with rig.worker(app_of(shell("echo '\"done\"'"))) as worker:
             await eventually(lambda: worker.totals.succeeded == 1, "it runs again")
@@ -399,7 +399,7 @@ async def test_the_shell_example_counts_words(rig: Rig) -> None:
             "a\tb\r\nc \\n d\\ne é": 6,
             'say "hi there"': 3,
         }.items():
-            assert await client.run("word-count", text, timeout=20) == {"words": words}, text
+            assert await client.run("word-count", text, timeout=30) == {"words": words}, text
     assert json.loads((await _example("word_count.sh", '"one two"\n'))[0]) == {"words": 2}
     assert "must be a JSON string" in (await _example("word_count.sh", "[1]"))[1]
 

@@ -207,7 +207,7 @@ async def test_a_broken_answer_is_a_failure_that_says_so(name: str) -> None:
         assert str(failed.value).startswith(f"POST http://127.0.0.1:{server.port}/run ")
     assert says in str(failed.value)
     assert SECRET not in str(failed.value)
-    assert descriptors() == before
+    await eventually(lambda: descriptors() == before, "every descriptor is closed")
 
 
 async def test_a_server_that_is_down_is_told() -> None:
@@ -235,7 +235,7 @@ async def test_a_silent_server_is_left_when_the_time_is_up() -> None:
     async with Server(b"HTTP/1.1 200 OK\r\n", hold=True).listening() as server:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(call(server.url), 0.1)
-    assert descriptors() == before
+    await eventually(lambda: descriptors() == before, "every descriptor is closed")
 
 
 async def test_the_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,13 +281,13 @@ async def test_half_a_body_is_tried_again_and_then_dead(rig: Rig) -> None:
         url = server.url
         async with rig.worker(app_of(lambda: HttpAgent(url), retries=1)) as worker, rig.client() as client:
             with pytest.raises(TaskFailed, match="peer closed connection") as failed:
-                await client.run("http", None, timeout=20)
+                await client.run("http", None, timeout=30)
             assert (failed.value.reason, failed.value.error_type) == ("exhausted", "HttpFailed")
             assert len(server.requests) == 2
             letter = (await rig.dead())[0]
             assert SECRET not in str(record_of(letter))
             server.answer = answer("200 OK", b"1")
-            assert await client.run("http", None, timeout=20) == 1
+            assert await client.run("http", None, timeout=30) == 1
             await eventually(lambda: worker.running == 0, "no slot is held")
 
 
@@ -296,7 +296,7 @@ async def test_a_refusal_is_dead_at_once(rig: Rig) -> None:
         url = server.url
         async with rig.worker(app_of(lambda: HttpAgent(url))), rig.client() as client:
             with pytest.raises(TaskFailed, match="answered 400: no field 'text'") as failed:
-                await client.run("http", None, timeout=20)
+                await client.run("http", None, timeout=30)
             assert failed.value.reason == "rejected"
             assert len(server.requests) == 1
 
@@ -307,10 +307,10 @@ async def test_a_timeout_hangs_up_and_frees_the_slot(rig: Rig) -> None:
         app = app_of(lambda: HttpAgent(url), timeout=0.2, concurrency=1, retries=0)
         async with rig.worker(app), rig.client() as client:
             with pytest.raises(TaskFailed, match=r"no result within 0.2 s"):
-                await client.run("http", None, timeout=20)
+                await client.run("http", None, timeout=30)
             await eventually(lambda: server.connections == 0, "it hung up")
             server.answer, server.hold = answer("200 OK", b"1"), False
-            assert await client.run("http", None, timeout=20, timeout_s=20) == 1
+            assert await client.run("http", None, timeout=30, timeout_s=30) == 1
 
 
 # --- the example ------------------------------------------------------------------------------------------
