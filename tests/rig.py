@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -63,23 +63,29 @@ class Rig:
         return Settings(**{"namespace": self.settings.namespace, **QUICK, **changes})
 
     @asynccontextmanager
-    async def worker(self, app: Warren, url: str | None = None, **changes: Any) -> AsyncIterator[Worker]:
-        """A worker in this process, consuming when this is entered; drained on leaving."""
+    async def worker(
+        self, app: Warren, url: str | None = None, *, is_paused: Collection[str] = (), **changes: Any
+    ) -> AsyncIterator[Worker]:
+        """A worker in this process; it consumes what is not paused when this is entered, and is drained."""
         worker = Worker(app, self.with_settings(**changes), url or self.url)
         running = asyncio.create_task(worker.run())
         try:
-            await self._until_consuming(worker, running)
+            await self._until_consuming(worker, running, is_paused)
             yield worker
         finally:
             worker.stop()
             async with asyncio.timeout(PATIENCE):
                 await running
 
-    async def _until_consuming(self, worker: Worker, running: asyncio.Task[None]) -> None:
+    async def _until_consuming(
+        self, worker: Worker, running: asyncio.Task[None], is_paused: Collection[str]
+    ) -> None:
         def consuming() -> bool:
             if running.done():
                 running.result()
-            return bool(worker.lanes) and all(lane.consumer.is_consuming for lane in worker.lanes.values())
+            return bool(worker.lanes) and all(
+                lane.consumer.is_consuming for name, lane in worker.lanes.items() if name not in is_paused
+            )
 
         await eventually(consuming, "the worker consumes")
 

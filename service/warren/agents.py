@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import JsonValue, PydanticUserError, TypeAdapter
 
+from warren import cron
 from warren.context import Context
-from warren.errors import AgentError
+from warren.errors import AgentError, ConfigurationError
 from warren_schemas import AGENT_TYPE_PATTERN
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -31,6 +32,7 @@ class Agent:
     timeout: float | None = None
     concurrency: int | None = None
     retries: int | None = None
+    every: str | None = None
 
     def arguments(self, payload: JsonValue, context: Context) -> dict[str, Any]:
         """The arguments of the function. Raises pydantic.ValidationError when the payload does not fit."""
@@ -66,22 +68,27 @@ class Warren:
         timeout: float | None = None,
         concurrency: int | None = None,
         retries: int | None = None,
+        every: str | None = None,
     ) -> Callable[[Function], Function]:
         """Register a function as the agent of this type.
 
         It takes the payload, a parameter named `ctx` or annotated `Context`, both or neither. Payload and
         result are validated by their annotations. An `async def` runs on the event loop, a `def` in a
         thread. `timeout` (seconds an attempt), `concurrency` (tasks at once) and `retries` (attempts after
-        the first) win over the settings.
+        the first) win over the settings. `every` is a cron expression in UTC (`"*/5 * * * *"`): a task with
+        the payload null at each of its ticks, one across all workers of a store.
 
-        Raises AgentError for a name, a signature or a number that cannot work.
+        Raises AgentError for a name, a signature, a number or a cron expression that cannot work.
         """
         _check_options(agent_type, timeout, concurrency, retries)
         if agent_type in self._agents:
             raise AgentError(f"agent {agent_type!r} is registered twice")
 
         def register(function: Function) -> Function:
-            self._agents[agent_type] = _describe(agent_type, function, timeout, concurrency, retries)
+            agent = _describe(agent_type, function, timeout, concurrency, retries)
+            if every is not None:
+                agent = _recurring(agent, every)
+            self._agents[agent_type] = agent
             return function
 
         return register
@@ -129,6 +136,25 @@ def _describe(
         concurrency=concurrency,
         retries=retries,
     )
+
+
+def _recurring(agent: Agent, every: str) -> Agent:
+    """The agent with its schedule. Raises AgentError when there can be none."""
+    try:
+        cron.check(every)
+    except ConfigurationError as error:
+        raise AgentError(f"agent {agent.agent_type!r}: every={every!r}: {error}") from error
+    if agent.payload is not None:
+        try:
+            agent.payload.validate_python(None)
+        except Exception as error:  # an annotation's own validators may raise anything
+            raise AgentError(
+                f"agent {agent.agent_type!r}: a task of every={every!r} has the payload null, which its "
+                f"parameter {agent.payload_name!r} refuses. Annotate that with `| None`, or leave it out; or "
+                f"leave out every= and run `warren schedule add NAME {agent.agent_type} {every!r} "
+                "--payload JSON`"
+            ) from error
+    return replace(agent, every=every)
 
 
 def _parameters(

@@ -33,6 +33,7 @@ class _Agent(BaseModel):
     timeout: float | None = Field(None, gt=0, allow_inf_nan=False, examples=[30])
     concurrency: int | None = Field(None, ge=1, examples=[4])
     retries: int | None = Field(None, ge=0, examples=[3])
+    every: str | None = Field(None, examples=["*/5 * * * *"])
     retry_after: float = Field(RETRY_AFTER, ge=0, allow_inf_nan=False, examples=[30])
 
 
@@ -104,7 +105,11 @@ def load(path: Path) -> Warren:
         try:
             agent = each_task(declared.factory(path.parent.absolute()))
             app.agent(
-                name, timeout=declared.timeout, concurrency=declared.concurrency, retries=declared.retries
+                name,
+                timeout=declared.timeout,
+                concurrency=declared.concurrency,
+                retries=declared.retries,
+                every=declared.every,
             )(agent)
         except (AgentError, CommandFailed) as error:
             raise ConfigurationError(f"{where}: {error}") from error

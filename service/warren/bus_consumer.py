@@ -50,8 +50,9 @@ class Consumer:
         self._budget = 0
         self._fresh: int | None = None
         self._granted = 0
+        self._granted_budget = 0
         self._granted_fresh: int | None = None
-        self._unacked = 0
+        self._unacked = self._peak = 0
         self._older = 0
         self._broken = False
         self._renewing = False
@@ -64,6 +65,16 @@ class Consumer:
     def unacked(self) -> int:
         """Messages that were delivered on the present channel and are not settled yet."""
         return self._unacked
+
+    @property
+    def bound(self) -> int:
+        """How many messages may be unacknowledged before a change of what is wanted has come through."""
+        return max(self._unacked, self._older + self._granted)
+
+    def take_peak(self) -> int:
+        """The most messages that were unacknowledged at once since this was last asked."""
+        peak, self._peak = self._peak, self._unacked
+        return peak
 
     @property
     def is_consuming(self) -> bool:
@@ -139,6 +150,8 @@ class Consumer:
         if self._fresh != self._granted_fresh or self._renewing:
             return True  # also for those who wait in `paused` with what they cannot give back before
         growth = self._room(self._older) - self._granted
+        if self._budget != self._granted_budget:
+            return growth != 0
         return growth < 0 or growth >= max(1, self._older)
 
     async def _open_channel(self) -> None:
@@ -152,7 +165,8 @@ class Consumer:
         assert self._channel is not None
         assert self._acknowledgements is not None
         await self._acknowledgements.flush()
-        self._older, self._granted, self._granted_fresh = self._unacked, room, self._fresh
+        self._older, self._granted = self._unacked, room
+        self._granted_budget, self._granted_fresh = self._budget, self._fresh
         self._renewing = False
         await self._channel.basic_qos(prefetch_count=room)
         self._paused.clear()
@@ -164,6 +178,7 @@ class Consumer:
         assert self._tag is not None
         tag, self._tag = self._tag, None
         await self._channel.basic_cancel(tag)
+        self._granted = self._older = 0  # only now: until then the broker may have delivered more
         self._paused.set()
 
     async def close(self) -> None:
@@ -175,6 +190,7 @@ class Consumer:
         if message.channel is not self._channel or self._acknowledgements is None:
             return  # the last of a channel that was dropped: the broker delivers it again
         self._unacked += 1
+        self._peak = max(self._peak, self._unacked)
         counted = self._connection.profile == "quorum"
         self._on_delivery(
             Delivery(self.queue, message, self._acknowledgements, self._settled, counted=counted)

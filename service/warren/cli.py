@@ -11,7 +11,18 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
-from warren import broker, cli_broker, cli_dead, cli_demo, cli_doctor, cli_store, cli_submit, runtime
+from warren import (
+    broker,
+    cli_broker,
+    cli_control,
+    cli_dead,
+    cli_demo,
+    cli_doctor,
+    cli_schedule,
+    cli_store,
+    cli_submit,
+    runtime,
+)
 from warren.cli_shared import err, out, read_settings
 from warren.client import Client
 from warren.errors import ConfigurationError, WarrenError
@@ -38,9 +49,15 @@ cli = typer.Typer(
 )
 cli.add_typer(cli_broker.cli, name="broker")
 cli.add_typer(cli_dead.cli, name="dead")
+cli.add_typer(cli_schedule.cli, name="schedule")
 cli.add_typer(cli_store.store_cli, name="store")
 cli.add_typer(cli_store.task_cli, name="task")
 cli.command("submit", epilog=cli_submit.EXAMPLES)(cli_submit.submit)
+cli.command("cancel", epilog="Example: warren cancel 01932c07-209c-7b1f-8e4a-5f6d0c9b7a31")(
+    cli_control.cancel
+)
+cli.command("pause", epilog="Example: warren pause summarise")(cli_control.pause)
+cli.command("resume", epilog="Example: warren resume summarise")(cli_control.resume)
 cli.command("doctor")(cli_doctor.doctor)
 cli.command("demo")(cli_demo.demo)
 

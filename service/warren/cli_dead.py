@@ -1,179 +1,290 @@
-"""`warren dead`: look at dead letters, replay them, discard them."""
+"""`warren dead`: dead letters in the store, listed, grouped, shown, exported, discarded."""
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, cast, get_args
+import base64
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any, Final
 
 import typer
+from pydantic_core import from_json, to_json
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from warren import runtime
-from warren.cli_shared import connected, err, out, read_settings
-from warren.dead_letters import DeadLetter, DeadLetters, Selection
-from warren.errors import ConfigurationError, InvalidTask, PublishError, WarrenError
-from warren.settings import Settings
-from warren_schemas import Reason
+from warren import cli_dead_queue, cli_dead_replay, runtime
+from warren.cli_dead_options import (
+    AGENT_TYPE,
+    AS_JSON,
+    BEFORE,
+    DRY_RUN,
+    ERROR_TYPE,
+    FROM_QUEUE,
+    GROUP,
+    LIMIT,
+    REASON,
+    SINCE,
+    TASK_ID,
+    USER_ID,
+    of_queue,
+    prepared,
+    store_of,
+    valid_id,
+    wanted,
+)
+from warren.cli_shared import err, out
+from warren.errors import WarrenError
+from warren.store import Store
+from warren.store_dead import NOT_READ_YET, DeadIndex, DeadLetter, DeadTask, Filter, Group
 
 cli = typer.Typer(
     help="Look at dead letters, replay them, discard them.",
     no_args_is_help=True,
-    epilog="Example: warren dead replay --agent-type summarise --reason exhausted --limit 10 --dry-run",
+    epilog="Example: warren dead groups --since 2h, then warren dead replay --group 9f86d081884c7d65",
 )
+cli.command("replay", epilog=cli_dead_replay.EXAMPLES)(cli_dead_replay.replay)
 
-TABLE_WIDTH = 120  # columns at least: rather wrapped by the terminal than a task id that cannot be copied
+TABLE_WIDTH: Final = 140  # columns at least: rather wrapped by the terminal than an id that cannot be copied
 
-LIMIT = Annotated[int | None, typer.Option(min=1, help="At most this many.")]
-AGENT_TYPE = Annotated[str | None, typer.Option(help="Only tasks of this agent type.")]
-REASON = Annotated[str | None, typer.Option(help=f"Only this reason: {', '.join(get_args(Reason))}.")]
-DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
-TASK_ID = Annotated[str | None, typer.Argument(help="Only this task.")]
+ERROR_SHOWN: Final = 100  # characters of an error in a table
 
 
-def _selection(
-    agent_type: str | None, reason: str | None, limit: int | None, task_id: str | None = None
-) -> Selection:
-    if reason is not None and reason not in get_args(Reason):
-        raise ConfigurationError(f"--reason {reason!r} is none of: {', '.join(get_args(Reason))}")
-    return Selection(agent_type, cast("Reason | None", reason), task_id, limit)
-
-
-@cli.command("list")
+@cli.command("list", epilog="Example: warren dead list --agent-type summarise --since 2h")
 def list_(
     agent_type: AGENT_TYPE = None,
     reason: REASON = None,
+    group: GROUP = None,
+    error_type: ERROR_TYPE = None,
+    user_id: USER_ID = None,
+    since: SINCE = None,
+    before: BEFORE = None,
     limit: LIMIT = 100,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    oldest_first: Annotated[bool, typer.Option("--oldest-first", help="Instead of the newest.")] = False,
+    as_json: AS_JSON = False,
+    from_queue: FROM_QUEUE = False,
 ) -> None:
-    """List dead letters, oldest first (100 unless --limit says more)."""
-    settings = read_settings()
-    runtime.configure_logging(settings)
-    runtime.run(_list(settings, _selection(agent_type, reason, limit), as_json=as_json))
+    """List dead letters, the newest first (100 unless --limit says more)."""
+    settings = prepared()
+    selected = wanted(None, agent_type, reason, group, error_type, user_id, since, before)
+    if from_queue:
+        runtime.run(cli_dead_queue.list_(settings, of_queue(selected, limit), as_json=as_json))
+        return
+    found, total = runtime.run(_list(store_of(settings), selected, limit or 100, oldest_first=oldest_first))
+    if as_json:
+        _print_json(asdict(task) for task in found)
+    else:
+        _print_tasks(found, total)
 
 
-async def _list(settings: Settings, selection: Selection, *, as_json: bool) -> None:
-    table = Table(box=None)
-    for column in ("task", "agent type", "reason", "attempts", "last failed at", "error"):
-        table.add_column(column, no_wrap=True, overflow="ellipsis" if column == "error" else "fold")
-    async with connected(settings, "warren dead list") as (connection, publisher):
-        letters = DeadLetters(connection, publisher, settings)
-        total, shown = await letters.count(), 0
-        async for letter in letters.select(selection):
-            shown += 1
-            if as_json:
-                out.print(json.dumps(_summary(letter)), soft_wrap=True, markup=False, highlight=False)
-            else:
-                table.add_row(*_row(letter))
-    if not as_json:
-        if shown:
-            Console(width=max(out.width, TABLE_WIDTH)).print(table)
-        out.print(f"{shown} of {total} dead letters")
+async def _list(
+    store: Store, selected: Filter, limit: int, *, oldest_first: bool
+) -> tuple[list[DeadTask], int]:
+    async with store:
+        index = DeadIndex(store)
+        return await index.find(selected, limit, oldest_first=oldest_first), await index.count(selected)
 
 
-def _row(letter: DeadLetter) -> list[str]:
-    headers = letter.headers
-    error = f"{headers.error_type or ''}: {headers.error_message or ''}".strip(": ").splitlines()
-    return [
-        escape(letter.task_id),
-        escape(letter.agent_type),
-        headers.reason,
-        str(headers.attempts),
-        f"{headers.last_failed_at:%Y-%m-%d %H:%M:%S}" if headers.last_failed_at else "",
-        escape(error[0] if error else "(dead-lettered by the broker)"),
-    ]
-
-
-def _summary(letter: DeadLetter) -> dict[str, object]:
-    return {"task_id": letter.task_id, "agent_type": letter.agent_type} | letter.headers.model_dump(
-        mode="json", exclude={"traceback"}
-    )
-
-
-@cli.command()
-def show(task_id: Annotated[str, typer.Argument(help="The id of a dead task.")]) -> None:
-    """Show everything about one dead letter: failure record, traceback, body."""
-    settings = read_settings()
-    runtime.configure_logging(settings)
-    runtime.run(_show(settings, task_id))
-
-
-async def _show(settings: Settings, task_id: str) -> None:
-    async with connected(settings, "warren dead show") as (connection, publisher):
-        letters = DeadLetters(connection, publisher, settings)
-        async for letter in letters.select(Selection(task_id=task_id, limit=1)):
-            for name, value in _summary(letter).items():
-                out.print(f"[bold]{name}[/]: {escape(str(value))}", soft_wrap=True)
-            out.print(
-                f"[bold]body[/]: {escape(letter.delivery.body.decode(errors='replace'))}", soft_wrap=True
+def _print_tasks(found: Sequence[DeadTask], total: int) -> None:
+    if found:
+        table = _table("task", "agent type", "reason", "attempts", "died at", "error")
+        for task in found:
+            table.add_row(
+                str(task.task_id),
+                escape(task.agent_type),
+                task.reason,
+                str(task.attempts),
+                _told(task.died_at),
+                _error(task),
             )
-            if letter.headers.traceback:
-                out.print(escape(letter.headers.traceback), highlight=False, soft_wrap=True)
-            return
-    raise WarrenError(f"no dead letter has the task id {task_id!r}: `warren dead list` shows what is there")
+        Console(width=max(out.width, TABLE_WIDTH)).print(table)
+    out.print(f"{len(found)} of {total} dead letters")
 
 
-@cli.command()
-def replay(
-    task_id: TASK_ID = None,
+@cli.command(epilog="Example: warren dead groups --since 2h")
+def groups(
     agent_type: AGENT_TYPE = None,
     reason: REASON = None,
-    limit: LIMIT = None,
-    dry_run: DRY_RUN = False,
+    error_type: ERROR_TYPE = None,
+    user_id: USER_ID = None,
+    since: SINCE = None,
+    before: BEFORE = None,
+    limit: LIMIT = 50,
+    as_json: AS_JSON = False,
 ) -> None:
-    """Publish dead tasks again, oldest first. Each is confirmed before its dead letter goes."""
-    settings = read_settings()
-    runtime.configure_logging(settings)
-    selection = _selection(agent_type, reason, limit, task_id)
-    runtime.run(_replay(settings, selection, dry_run=dry_run))
+    """Group dead letters by how they failed, the largest group first (50 unless --limit says more)."""
+    selected = wanted(None, agent_type, reason, None, error_type, user_id, since, before)
+    found = runtime.run(_groups(store_of(prepared()), selected, limit or 50))
+    if as_json:
+        _print_json(asdict(group) for group in found)
+    else:
+        _print_groups(found)
 
 
-async def _replay(settings: Settings, selection: Selection, *, dry_run: bool) -> None:
-    done = failed = 0
-    async with connected(settings, "warren dead replay") as (connection, publisher):
-        letters = DeadLetters(connection, publisher, settings)
-        async for letter in letters.select(selection):
-            try:
-                if not dry_run:
-                    await letters.replay(letter)
-            except (InvalidTask, PublishError) as error:
-                failed += 1
-                err.print(f"[red]left:[/] {escape(str(error))}", soft_wrap=True)
-            else:
-                done += 1
-                out.print(f"{letter.task_id} {letter.agent_type} {letter.headers.reason}", markup=False)
-    verb = "would be replayed" if dry_run else "replayed"
-    err.print(f"{done} {verb}" + (f", {failed} left in the dead queue" if failed else ""))
-    if failed:
-        raise typer.Exit(1)
+async def _groups(store: Store, selected: Filter, limit: int) -> list[Group]:
+    async with store:
+        return await DeadIndex(store).groups(selected, limit)
 
 
-@cli.command()
+def _print_groups(found: Sequence[Group]) -> None:
+    table = _table("group", "count", "agent types", "first seen", "last seen", "error, and a sample")
+    for group in found:
+        sample = f"{_error(group.sample)}\n[dim]{group.sample.task_id}[/]" if group.sample else ""
+        seen = _told(group.first_seen), _told(group.last_seen)
+        table.add_row(
+            escape(group.fingerprint), str(group.count), escape(", ".join(group.agent_types)), *seen, sample
+        )
+    if found:
+        Console(width=max(out.width, TABLE_WIDTH)).print(table)
+    else:
+        out.print("no dead letters")
+
+
+@cli.command(epilog="Example: warren dead show 01932c07-4d10-7a52-9c3e-b1f0a8d47e66")
+def show(
+    task_id: Annotated[str, typer.Argument(help="The id of a dead task.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    from_queue: FROM_QUEUE = False,
+) -> None:
+    """Show everything about one dead letter: failure record, traceback, body."""
+    settings = prepared()
+    if from_queue:
+        runtime.run(cli_dead_queue.show(settings, task_id))
+        return
+    letter = runtime.run(_show(store_of(settings), task_id))
+    if as_json:
+        _print_json([_as_json(letter)])
+    else:
+        _print_letter(letter)
+
+
+async def _show(store: Store, task_id: str) -> DeadLetter:
+    async with store:
+        letter = await DeadIndex(store).show(valid_id(task_id))
+    if letter is None:
+        raise WarrenError(
+            f"no dead letter has the task id {task_id!r}: `warren dead list` shows what is there, "
+            f"`warren task show {task_id}` what else the store knows of a task"
+        )
+    return letter
+
+
+def _print_letter(letter: DeadLetter) -> None:
+    told = _as_json(letter)
+    body = next((told.pop(name) for name in ("body", "body_text", "body_base64") if name in told), None)
+    traceback = told.pop("traceback")
+    for name, value in told.items():
+        if value is not None:
+            out.print(f"[bold]{name}[/]: {escape(str(value))}", soft_wrap=True, highlight=False)
+    shown = NOT_READ_YET if letter.body is None else body if isinstance(body, str) else to_json(body).decode()
+    out.print(f"[bold]body[/]: {escape(shown)}", soft_wrap=True, highlight=False)
+    if traceback:
+        out.print(escape(traceback), highlight=False, soft_wrap=True)
+
+
+@cli.command(epilog="Example: warren dead export --group 9f86d081884c7d65 > dead.jsonl")
+def export(
+    agent_type: AGENT_TYPE = None,
+    reason: REASON = None,
+    group: GROUP = None,
+    error_type: ERROR_TYPE = None,
+    user_id: USER_ID = None,
+    since: SINCE = None,
+    before: BEFORE = None,
+) -> None:
+    """Write dead letters with body and traceback to standard output, oldest first, a JSON object a line."""
+    selected = wanted(None, agent_type, reason, group, error_type, user_id, since, before)
+    runtime.run(_export(store_of(prepared()), selected))
+
+
+async def _export(store: Store, selected: Filter) -> None:
+    async with store:
+        async for letter in DeadIndex(store).export(selected):
+            typer.echo(to_json(_as_json(letter)))
+
+
+@cli.command(epilog="Example: warren dead discard --reason expired --before 30d")
 def discard(
     task_id: TASK_ID = None,
     agent_type: AGENT_TYPE = None,
     reason: REASON = None,
+    group: GROUP = None,
+    error_type: ERROR_TYPE = None,
+    user_id: USER_ID = None,
+    since: SINCE = None,
+    before: BEFORE = None,
     limit: LIMIT = None,
     dry_run: DRY_RUN = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    from_queue: FROM_QUEUE = False,
 ) -> None:
-    """Remove dead letters for good. Asks first, unless --yes."""
-    settings = read_settings()
-    runtime.configure_logging(settings)
-    selection = _selection(agent_type, reason, limit, task_id)
-    if not (dry_run or yes):
-        typer.confirm("Discarded dead letters cannot be brought back. Go on?", abort=True, err=True)
-    runtime.run(_discard(settings, selection, dry_run=dry_run))
+    """Give up on dead letters for good; what they were to do is deleted. Asks first, unless --yes."""
+    settings = prepared()
+    selected = wanted(task_id, agent_type, reason, group, error_type, user_id, since, before)
+    if from_queue:
+        selection = of_queue(selected, limit)
+        if not (dry_run or yes):
+            _ask("Discarded dead letters")
+        runtime.run(cli_dead_queue.discard(settings, selection, dry_run=dry_run))
+        return
+    if task_id is not None:
+        valid_id(task_id)
+    store = store_of(settings)
+    runtime.run(_discard(store, selected, limit, dry_run=dry_run, yes=yes))
 
 
-async def _discard(settings: Settings, selection: Selection, *, dry_run: bool) -> None:
-    done = 0
-    async with connected(settings, "warren dead discard") as (connection, publisher):
-        letters = DeadLetters(connection, publisher, settings)
-        async for letter in letters.select(selection):
-            if not dry_run:
-                letters.discard(letter)
-            done += 1
-            out.print(f"{letter.task_id} {letter.agent_type} {letter.headers.reason}", markup=False)
-    err.print(f"{done} {'would be discarded' if dry_run else 'discarded'}")
+async def _discard(store: Store, selected: Filter, limit: int | None, *, dry_run: bool, yes: bool) -> None:
+    async with store:
+        index = DeadIndex(store)
+        count = await index.count(selected)
+        count = count if limit is None else min(count, limit)
+        if dry_run:
+            err.print(f"{count} would be discarded")
+            return
+        if count and not yes:
+            _ask(f"{count} discarded dead letters")
+        err.print(f"{await index.discard(selected, limit)} discarded")
+
+
+def _ask(what: str) -> None:
+    typer.confirm(f"{what} cannot be brought back. Go on?", abort=True, err=True)
+
+
+def _table(*columns: str) -> Table:
+    """A table in which only the errors, the last column, give way."""
+    table = Table(box=None)
+    for column in columns:
+        table.add_column(column, no_wrap=column is not columns[-1])
+    return table
+
+
+def _error(task: DeadTask) -> str:
+    text = f"{task.error_type}: {task.error_message}".splitlines()[0]
+    return escape(text if len(text) <= ERROR_SHOWN else f"{text[: ERROR_SHOWN - 1]}…")
+
+
+def _told(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}"
+
+
+def _print_json(objects: Any) -> None:
+    for one in objects:
+        typer.echo(to_json(one))
+
+
+def _as_json(letter: DeadLetter) -> dict[str, Any]:
+    """With the body as what it is: `body` (JSON), `body_text` or `body_base64`."""
+    told = asdict(letter)
+    body, headers = told.pop("body"), told.pop("headers")
+    told["headers"] = from_json(headers) if headers else None
+    if body is None:
+        return told | {"body": None}
+    try:
+        return told | {"body": from_json(body, allow_inf_nan=False)}
+    except ValueError:
+        pass  # no JSON, then: perhaps text
+    try:
+        return told | {"body_text": body.decode()}
+    except UnicodeDecodeError:
+        return told | {"body_base64": base64.b64encode(body).decode()}

@@ -17,6 +17,7 @@ from warren.bus_publisher import Publisher
 from warren.errors import ConfigurationError
 from warren.loops import Loops
 from warren.settings import Settings
+from warren.store import Store
 
 out = Console()
 err = Console(stderr=True)
@@ -54,6 +55,14 @@ def parse_duration(text: str, option: str) -> float:
     if found is None:
         raise ConfigurationError(f"{option} {text!r} is not a number and s, m, h or d, like 90s or 30d")
     return float(found[1]) * _UNITS[found[2]]
+
+
+def find_store(settings: Settings, *, migrate: bool = False) -> Store:
+    """The store, not opened yet. Raises ConfigurationError where the settings say that there is none."""
+    store = Store.of(settings, migrate=migrate)
+    if store is None:
+        raise ConfigurationError("WARREN_STORE_URL is `none`: there is no store to look at")
+    return store
 
 
 @asynccontextmanager

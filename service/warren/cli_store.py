@@ -11,9 +11,8 @@ from pydantic_core import to_json
 from rich.markup import escape
 
 from warren import runtime
-from warren.cli_shared import out, parse_duration, read_settings
+from warren.cli_shared import find_store, out, parse_duration, read_settings
 from warren.errors import ConfigurationError, WarrenError
-from warren.settings import Settings
 from warren.store import Store
 from warren.store_archive import Archive, TaskRecord
 
@@ -21,19 +20,12 @@ store_cli = typer.Typer(help="Take care of the store.", no_args_is_help=True)
 task_cli = typer.Typer(help="Look at a task.", no_args_is_help=True)
 
 
-def _store(settings: Settings, *, migrate: bool = False) -> Store:
-    store = Store.of(settings, migrate=migrate)
-    if store is None:
-        raise ConfigurationError("WARREN_STORE_URL is `none`: there is no store to look at")
-    return store
-
-
 @store_cli.command()
 def migrate() -> None:
     """Bring the store's schema to this version of Warren. Safe to repeat; SQLite does it by itself."""
     settings = read_settings()
     runtime.configure_logging(settings)
-    runtime.run(_migrate(_store(settings, migrate=True)))
+    runtime.run(_migrate(find_store(settings, migrate=True)))
 
 
 async def _migrate(store: Store) -> None:
@@ -50,7 +42,7 @@ def prune(
     """Delete tasks that ended longer ago than this, with their steps."""
     settings = read_settings()
     runtime.configure_logging(settings)
-    runtime.run(_prune(_store(settings), parse_duration(older_than, "--older-than")))
+    runtime.run(_prune(find_store(settings), parse_duration(older_than, "--older-than")))
 
 
 async def _prune(store: Store, seconds: float) -> None:
@@ -70,7 +62,7 @@ def show(
         wanted = UUID(task_id)
     except ValueError as error:
         raise ConfigurationError(f"{task_id!r} is no task id (a UUID)") from error
-    record = runtime.run(_task(_store(settings), wanted))
+    record = runtime.run(_task(find_store(settings), wanted))
     if as_json:
         out.print(to_json(asdict(record)).decode(), soft_wrap=True, markup=False, highlight=False)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Self
 from uuid import UUID, uuid4
@@ -15,6 +16,7 @@ from warren.bus import Connection, Message
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
+from warren.client_control import Cancellation, ClientControl
 from warren.client_store import ClientStore
 from warren.client_tasks import make_task
 from warren.errors import (
@@ -81,6 +83,7 @@ class Client:
         self._results: dict[str, asyncio.Future[Result]] = {}
         self._opening = asyncio.Lock()
         self._store = ClientStore(self.settings)
+        self._control = ClientControl(self._store, self._publisher, self._names)
         self._consumes = self._listens = False
 
     async def __aenter__(self) -> Self:
@@ -202,29 +205,57 @@ class Client:
 
         Events that are published while the connection is lost are missed.
         """
+        async with self._listening(pattern) as arrived:
+            while True:
+                yield await arrived.get()
+
+    async def cancel(self, task_id: UUID | str, *, wait: float = 3.0) -> Cancellation:
+        """Cancel a task, wherever it is: waiting, delayed or running. An ended task stays as it ended.
+
+        The store decides, and so needs to be the workers' one; they are told as well. For `wait` seconds it
+        waits to hear from a worker that has ended the task. Raises StoreUnavailable, StoreUnusable,
+        ConfigurationError where the settings name no store, or BrokerUnavailable.
+        """
+        async with self._listening("task.*.cancelled") as arrived:
+            return await self._control.cancel(UUID(str(task_id)), arrived, wait)
+
+    async def pause(self, agent_type: str) -> bool:
+        """Have the fleet stop running an agent type, until `resume`. False: it was paused already.
+
+        What runs goes on to its end. Raises like `cancel`.
+        """
+        return await self._control.pause(agent_type)
+
+    async def resume(self, agent_type: str) -> bool:
+        """Have the fleet run an agent type again. False: it was not paused. Raises like `cancel`."""
+        return await self._control.resume(agent_type)
+
+    # -- below the surface ----------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _listening(self, pattern: str) -> AsyncIterator[asyncio.Queue[Event]]:
+        """Events that fit the pattern, from the moment that this is entered."""
         await self._open_consuming()
         queue = Queue(f"{self.settings.namespace}.listener.{uuid4().hex}", exclusive=True)
         wanted = Topology((), (queue,), (Binding(self._names.events, queue.name, pattern),))
-        arrived: asyncio.Queue[Delivery] = asyncio.Queue()
-        consumer = Consumer(
-            self._consuming, queue.name, arrived.put_nowait, lambda: self._consuming.declare(wanted)
-        )
+        arrived: asyncio.Queue[Event] = asyncio.Queue()
+
+        def keep(delivery: Delivery) -> None:
+            delivery.ack()
+            try:
+                arrived.put_nowait(Event.model_validate_json(delivery.body))
+            except ValidationError as error:
+                log.warning("event.unreadable", error=str(error))
+
+        consumer = Consumer(self._consuming, queue.name, keep, lambda: self._consuming.declare(wanted))
         await self._consuming.declare(wanted)
         consumer.want(REPLIES_PREFETCH)
         consuming = self._loops.start(f"listener {pattern}", consumer.run())
         try:
-            while True:
-                delivery = await arrived.get()
-                delivery.ack()
-                try:
-                    yield Event.model_validate_json(delivery.body)
-                except ValidationError as error:
-                    log.warning("event.unreadable", error=str(error))
+            yield arrived
         finally:
             consuming.cancel()
             await consumer.close()  # and with its consumer the queue goes
-
-    # -- below the surface ----------------------------------------------------------------------------
 
     async def _prepare(self, connection: Connection) -> None:
         """Make sure that the exchanges are there; a producer that may not declare may still use it."""
@@ -326,4 +357,4 @@ class Client:
         delivery.ack()
 
 
-__all__: Sequence[str] = ("Client", "Submission", "make_task")
+__all__: Sequence[str] = ("Cancellation", "Client", "Submission", "make_task")

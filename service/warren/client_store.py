@@ -14,6 +14,7 @@ from warren.errors import BrokerError, ConfigurationError, PublishTimeout
 from warren.settings import Settings
 from warren.store import Store
 from warren.store_archive import Archive
+from warren.store_control import Board
 from warren.store_outbox import Entrance, Parcel
 from warren.topology import Names
 from warren.wire import due_message
@@ -44,6 +45,10 @@ class ClientStore:
     async def archive(self) -> Archive:
         """What can be read."""
         return Archive(await self._opened())
+
+    async def board(self) -> Board:
+        """What the fleet is told."""
+        return Board(await self._opened())
 
     async def _opened(self) -> Store:
         async with self._opening:

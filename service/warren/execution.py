@@ -71,6 +71,13 @@ class Superseded:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Somebody has decided that the task is not to run (any more)."""
+
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stale:
     """Another message of the task is the live one: this one only goes."""
 
@@ -89,7 +96,7 @@ class RetryLater:
     last_failed_at: datetime | None = None
 
 
-Outcome: TypeAlias = Succeeded | Dead | Released | RetryLater | Superseded | Stale
+Outcome: TypeAlias = Succeeded | Dead | Cancelled | Released | RetryLater | Superseded | Stale
 
 
 @dataclass(frozen=True, slots=True)

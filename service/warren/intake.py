@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
+from uuid import UUID
 
 import structlog
 
 from warren.bus_delivery import Delivery
 from warren.context import Context
 from warren.errors import InvalidTask
-from warren.execution import SHUTDOWN, Dead, Execution, Outcome, Released
+from warren.execution import SHUTDOWN, Cancelled, Dead, Execution, Outcome, Released
 from warren.failure import Failure
-from warren.lanes import Lane
+from warren.lanes import Lane, Slots
 from warren.memory import Memory
 from warren.records import begun
 from warren.runs import Run, Runs, Totals
@@ -41,10 +43,11 @@ class Intake:
         totals: Totals,
         settler: Settler,
         ledger: Ledger | None,
+        is_cancelled: Callable[[UUID], bool],
     ) -> None:
         self._worker_id, self._settings, self._runs, self._totals = worker_id, settings, runs, totals
         self._settler, self._ledger = settler, ledger
-        self._takeover = Takeover(ledger, settings) if ledger is not None else None
+        self._takeover = Takeover(ledger, settings, is_cancelled) if ledger is not None else None
 
     async def handle(self, lane: Lane, delivery: Delivery) -> None:
         """One delivery from its arrival to its settlement. What goes wrong here is ours, not the agent's."""
@@ -85,6 +88,8 @@ class Intake:
 
     async def _settle(self, run: Run, lane: Lane) -> None:
         assert run.outcome is not None
+        if run.is_cancelled and isinstance(run.outcome, Released):
+            run.outcome = Cancelled(run.outcome.attempts)
         record = None if run.is_recorded else run.memory.run
         outcome = await self._settler.settle(
             run.task, run.outcome, run.deliveries, lane.consumer.paused, record
@@ -109,7 +114,7 @@ class Intake:
         )
         return Run(key, task, [delivery], execution, memory, handler)
 
-    async def _outcome_of(self, run: Run, slots: asyncio.Semaphore) -> Outcome:
+    async def _outcome_of(self, run: Run, slots: Slots) -> Outcome:
         """Run the task in one of its lane's slots.
 
         There is always a slot, but after a reconnect: then what still runs from before holds slots that the

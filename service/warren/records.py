@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from warren.execution import Dead, Outcome, RetryLater, Succeeded
+from warren.execution import Cancelled, Dead, Outcome, RetryLater, Succeeded
 from warren.failure import Failure
 from warren.store_ledger import Entry
 from warren.store_outbox import Setback
@@ -66,6 +66,8 @@ def kept(row: Mapping[str, Any]) -> Outcome:
     """The outcome that a row of the ledger stands for."""
     if row["status"] == "succeeded":
         return Succeeded(row["result"], row["attempts"])
+    if row["status"] == "cancelled":
+        return Cancelled(row["attempts"])
     # What the broker dead-lettered by itself has no error and no times of failing.
     last = row["last_failed_at"] or row["finished_at"]
     return Dead(

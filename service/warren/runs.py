@@ -7,12 +7,23 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Final
+from uuid import UUID
 
 import structlog
 from pydantic import JsonValue
 
 from warren.bus_delivery import Delivery
-from warren.execution import Dead, Execution, Outcome, Released, RetryLater, Stale, Succeeded, Superseded
+from warren.execution import (
+    Cancelled,
+    Dead,
+    Execution,
+    Outcome,
+    Released,
+    RetryLater,
+    Stale,
+    Succeeded,
+    Superseded,
+)
 from warren.memory import Memory
 from warren.wire import Key
 from warren_schemas import Task
@@ -34,6 +45,7 @@ class Totals:
     succeeded: int = 0
     retried: int = 0
     dead: int = 0
+    cancelled: int = 0
     released: int = 0
     postponed: int = 0
     superseded: int = 0
@@ -46,6 +58,8 @@ class Totals:
                 self.succeeded += 1
             case Dead():
                 self.dead += 1
+            case Cancelled():
+                self.cancelled += 1
             case Released():
                 self.released += 1
             case RetryLater():
@@ -64,7 +78,7 @@ class Totals:
 class Run:
     """One task in this worker, with every delivery of it that has arrived so far.
 
-    `is_recorded`: its outcome stands in the ledger already.
+    `is_recorded`: its outcome stands in the ledger already. `is_cancelled`: nobody wants it any more.
     `handler` is the asyncio task that runs and settles it; cancelling it before there is an outcome
     releases the task.
     """
@@ -76,6 +90,7 @@ class Run:
     memory: Memory
     handler: asyncio.Task[None]
     is_recorded: bool = False
+    is_cancelled: bool = False
     has_slot: bool = False
     outcome: Outcome | None = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -116,7 +131,7 @@ class Runs:
     def finish(self, run: Run, outcome: Outcome) -> None:
         """Remember a task that was settled for good; others come again."""
         self._totals.count(outcome)
-        if not isinstance(outcome, Succeeded | Dead):
+        if not isinstance(outcome, Succeeded | Dead | Cancelled):
             return
         self._finished[run.key] = None
         if len(self._finished) > REMEMBERED:
@@ -146,6 +161,13 @@ class Runs:
         log.info("task.finished_before", task_id=str(key.task_id))
         delivery.ack()
         return True
+
+    def cancel(self, task_id: UUID) -> None:
+        """End the runs of this task that have no outcome yet: it is not wanted any more."""
+        for run in self:
+            if run.key.task_id == task_id and run.outcome is None and not run.is_cancelled:
+                run.is_cancelled = True
+                run.handler.cancel()
 
     def release(self, wanted: Callable[[Run], bool]) -> None:
         """Release those that are wanted and have no outcome yet."""

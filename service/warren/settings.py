@@ -68,6 +68,10 @@ class Settings(BaseSettings):
     )
     crash_limit: int = Field(3, ge=1, description="Runs that killed their worker, then the task is poison.")
 
+    dead_letter_desk: bool = Field(
+        default=True, description="Read the dead queue into the store, where there is one."
+    )
+
     breaker_fail_max: int = Field(5, ge=1, description="Failures in a row that open an agent's breaker.")
     breaker_reset_timeout: float = Field(60, gt=0, description="Time from open to the next probe.")
 

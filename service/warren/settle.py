@@ -24,13 +24,32 @@ from warren.errors import (
     Unroutable,
 )
 from warren.events import Events
-from warren.execution import BREAKER_OPEN, Dead, Outcome, Released, RetryLater, Stale, Succeeded, Superseded
+from warren.execution import (
+    BREAKER_OPEN,
+    Cancelled,
+    Dead,
+    Outcome,
+    Released,
+    RetryLater,
+    Stale,
+    Succeeded,
+    Superseded,
+)
 from warren.records import ended, setback
 from warren.settings import Settings
 from warren.store_ledger import Entry, Ledger
 from warren.store_outbox import Outbox
 from warren.topology import Names
-from warren.wire import LAST_IN_LINE, again, dead_message, failed_body, parcel_of, result_body, result_message
+from warren.wire import (
+    LAST_IN_LINE,
+    again,
+    cancelled_body,
+    dead_message,
+    failed_body,
+    parcel_of,
+    result_body,
+    result_message,
+)
 from warren_schemas import REPUBLISHED, State, Task
 
 log = structlog.get_logger(__name__)
@@ -83,6 +102,8 @@ class Settler:
                 await self._succeed(task, outcome, deliveries)
             case Dead():
                 await self._die(task, outcome, deliveries)
+            case Cancelled():
+                await self._tell_cancelled(task, outcome, deliveries)
             case Released():
                 if not await self._release(task, outcome, deliveries, paused):
                     return outcome
@@ -113,6 +134,10 @@ class Settler:
         await self._answer(task, failed_body(task, dead), deliveries)
         details: dict[str, JsonValue] = {"attempts": dead.attempts, "error": dead.failure.error_type}
         self.tell(task, "dead", details, dead.reason)
+
+    async def _tell_cancelled(self, task: Task, cancelled: Cancelled, deliveries: Sequence[Delivery]) -> None:
+        await self._answer(task, cancelled_body(task.task_id, cancelled.attempts), deliveries)
+        self.tell(task, "cancelled", {"attempts": cancelled.attempts})
 
     async def _release(
         self,
@@ -226,7 +251,7 @@ class Settler:
         for reply_to, correlation_id in wanted:
             try:
                 await self.publish_patiently(
-                    result_message(result, task, reply_to or "", correlation_id), unless=AccessRefused
+                    result_message(result, task.task_id, reply_to or "", correlation_id), unless=AccessRefused
                 )
             except (Unroutable, QueueFull, MessageTooLarge, AccessRefused) as error:
                 log.warning("result.unwanted", task_id=str(task.task_id), reply_to=reply_to, error=str(error))

@@ -99,7 +99,7 @@ class Ledger:
     """
 
     def __init__(self, store: Store, worker_id: str, on_change: Callable[[bool, str], None]) -> None:
-        self._store, self._worker_id, self._on_change = store, worker_id, on_change
+        self.store, self._worker_id, self._on_change = store, worker_id, on_change
         self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
         self._finish = self._finishing()
         self._waiting: list[tuple[Entry, asyncio.Future[bool]]] = []
@@ -200,10 +200,19 @@ class Ledger:
             if row["life"] > life or (row["life"] == life and row["dispatch"] > dispatch):
                 return Claim(row["fence"], row["crashes"], is_stale=True)
             if row["status"] in FINAL and row["life"] == life:
+                if not row["agent_type"]:  # cancelled before anybody knew what it was
+                    await self._introduce(connection, task_id, agent_type, user_id)
                 return Claim(row["fence"], row["crashes"], kept=row)
             return await self._take(connection, row, life, crashed=crashed)
 
         return await self.surely(act)
+
+    async def _introduce(
+        self, connection: AsyncConnection, task_id: UUID, agent_type: str, user_id: str
+    ) -> None:
+        await connection.execute(
+            tasks.update().where(tasks.c.task_id == task_id).values(agent_type=agent_type, user_id=user_id)
+        )
 
     async def crashes(self, task_id: UUID) -> int:
         """How many recorded runs of a task have not ended; nothing is recorded by asking."""
@@ -328,7 +337,7 @@ class Ledger:
         pause = FIRST_PAUSE
         while True:
             try:
-                async with self._store.transaction() as connection:
+                async with self.store.transaction() as connection:
                     result = await act(connection)
             except StoreUnavailable as error:
                 self._tell(up=False, reason=str(error))

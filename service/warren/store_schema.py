@@ -97,6 +97,7 @@ _partial(
     tasks.c.finished_at,
     only=tasks.c.status == DEAD,
 )
+_partial("tasks_cancelled", tasks.c.finished_at, only=tasks.c.status == CANCELLED)
 _partial("tasks_replayed", tasks.c.life, tasks.c.status, only=tasks.c.life != "")
 _partial(
     "tasks_by_key",
@@ -154,4 +155,11 @@ replays = Table(
     Column("reason", Text),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
+)
+
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("agent_type", String(63), primary_key=True),
+    Column("paused_at", Float, nullable=False),
 )

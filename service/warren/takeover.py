@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from uuid import UUID
 
 import structlog
 
@@ -26,8 +27,8 @@ log = structlog.get_logger(__name__)
 class Takeover:
     """The look-ups of one worker, and its lane for suspects."""
 
-    def __init__(self, ledger: Ledger, settings: Settings) -> None:
-        self._ledger, self._settings = ledger, settings
+    def __init__(self, ledger: Ledger, settings: Settings, is_cancelled: Callable[[UUID], bool]) -> None:
+        self._ledger, self._settings, self._is_cancelled = ledger, settings, is_cancelled
         self._alone = asyncio.Semaphore(1)
 
     @asynccontextmanager
@@ -51,7 +52,7 @@ class Takeover:
 
     async def _admit(self, run: Run, alone: AsyncExitStack) -> Outcome | None:
         delivery = run.deliveries[0]
-        if not _may_have_run(delivery):
+        if not _may_have_run(delivery) and not self._is_cancelled(run.key.task_id):
             return None
         if (
             delivery.was_dropped

@@ -250,14 +250,14 @@ def dead_message(delivery: Delivery, dead: Dead, agent_type: str, names: Names, 
     )
 
 
-def result_message(result: bytes, task: Task, reply_to: str, correlation_id: str | None) -> Message:
+def result_message(result: bytes, task_id: UUID, reply_to: str, correlation_id: str | None) -> Message:
     """The answer to whoever asked for it, through the default exchange."""
     return Message(
         exchange="",
         routing_key=reply_to,
         body=result,
-        message_id=str(task.task_id),
-        correlation_id=correlation_id or str(task.task_id),
+        message_id=str(task_id),
+        correlation_id=correlation_id or str(task_id),
     )
 
 
@@ -270,6 +270,12 @@ def result_body(task: Task, result: bytes, attempts: int) -> bytes:
         f'{{"version":1,"task_id":"{task.task_id}","status":"succeeded","attempts":{attempts},"error":null,'
     )
     return head.encode() + b'"result":' + result + b"}"
+
+
+def cancelled_body(task_id: UUID, attempts: int) -> bytes:
+    """A cancelled `Result` as JSON."""
+    fields = {"version": 1, "task_id": task_id, "status": "cancelled", "attempts": attempts}
+    return Result.model_validate(fields).model_dump_json().encode()
 
 
 def failed_body(task: Task, dead: Dead) -> bytes:

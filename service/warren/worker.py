@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import socket
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 import structlog
@@ -19,19 +19,25 @@ from warren.bus import Connection
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
+from warren.control import Control
+from warren.desk import Desk
 from warren.errors import BrokerUnavailable, StoreUnavailable
 from warren.events import Events
 from warren.health import Health
 from warren.intake import Intake
-from warren.lanes import Lane
+from warren.lanes import Lane, Slots
 from warren.loops import Loops
 from warren.relay import Relay
 from warren.runs import Runs, Totals
+from warren.scheduler import Scheduler, warn_of_the_unscheduled
 from warren.settings import Settings
 from warren.settle import Settler
+from warren.sharing import Sharing
 from warren.store import Store
+from warren.store_control import Board
 from warren.store_ledger import Ledger
 from warren.store_outbox import Outbox
+from warren.store_schedules import Schedules
 from warren.topology import Names, topology
 
 log = structlog.get_logger(__name__)
@@ -64,6 +70,8 @@ class Worker:
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._relay: Relay | None = None
+        self._board: Board | None = None
+        self._desk: Desk | None = None
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -79,8 +87,19 @@ class Worker:
         settler = Settler(
             self._publisher, self._events, self.settings, self.worker_id, self._declare, self._ledger
         )
-        self._intake = Intake(self.worker_id, self.settings, self._runs, self.totals, settler, self._ledger)
-        self.lanes = {name: self._lane(agent) for name, agent in self._app.agents.items()}
+        control = Control(self._consuming, self._names, self.lanes, self._runs, self._board)
+        self._intake = Intake(
+            self.worker_id,
+            self.settings,
+            self._runs,
+            self.totals,
+            settler,
+            self._ledger,
+            control.is_cancelled,
+        )
+        self.lanes.update((name, self._lane(agent)) for name, agent in self._app.agents.items())
+        with suppress(StoreUnavailable):  # it was there just now; the control loop tries again
+            await control.catch_up()
         ageing = Ageing(self._consuming, settler, self.settings, self._declare)
         health = Health(
             self.worker_id, self.lanes, self._runs, self.totals, self._events, self._consuming, self.settings
@@ -93,10 +112,17 @@ class Worker:
             loops.start("heartbeat", health.beat())
             loops.start("event loop lag", health.watch_lag())
             loops.start("ageing", ageing.run())
+            loops.start("sharing", Sharing(self.lanes, self.settings.prefetch).run())
+            loops.start("control", control.listen())
+            loops.start("control in the store", control.refresh())
             if self._ledger is not None:
                 loops.start("ledger", self._ledger.run())
                 self._relay = Relay(Outbox(self._ledger), self._publisher, self._publishing, self.settings)
                 loops.start("relay", self._relay.run())
+                loops.start("scheduler", self._scheduler(self._ledger).run())
+            if self._ledger is not None and self.settings.dead_letter_desk:
+                self._desk = Desk(self._consuming, self._ledger, self._names, self._declare)
+                loops.start("dead-letter desk", self._desk.run())
             for lane in self.lanes.values():
                 loops.start(f"consumer {lane.agent.agent_type}", lane.consumer.run())
             self._start()
@@ -122,6 +148,7 @@ class Worker:
         """The ledger, where there is a store. One that is not there yet is waited for."""
         store = Store.of(self.settings)
         if store is None:
+            warn_of_the_unscheduled(self._app.agents.values())
             return None
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable),
@@ -131,16 +158,19 @@ class Worker:
             ),
         )
         await retrying(stack.enter_async_context, store)
+        self._board = Board(store)
         return Ledger(store, self.worker_id, self._store_changed)
+
+    def _scheduler(self, ledger: Ledger) -> Scheduler:
+        return Scheduler(Schedules(ledger.store, ledger.surely), self._app.agents.values())
 
     def _store_changed(self, up: bool, reason: str) -> None:  # noqa: FBT001 - a callback's signature
         """Without the store nothing can end, so nothing more is taken in."""
         self._events.tell(
             "store", "store", "up" if up else "down", previous="down" if up else "up", reason=reason
         )
-        if not self._stopping.is_set():
-            for lane in self.lanes.values():
-                lane.feed(lane.valve.state if up else "open")
+        for lane in self.lanes.values():
+            (lane.resume if up else lane.hold)("store")
 
     async def _connect_at_once(self) -> None:
         """Try the first connection here, so that what cannot heal is raised; the rest is supervised."""
@@ -160,7 +190,7 @@ class Worker:
             self._warn_of_immortals(agent)
         self._events.tell("worker", self.worker_id, "started", details={"agents": dict(self._shares)})
         for lane in self.lanes.values():
-            lane.feed(lane.valve.state)
+            lane.feed()
 
     def _warn_of_immortals(self, agent: Agent) -> None:
         retries = self.settings.retries if agent.retries is None else agent.retries
@@ -187,7 +217,7 @@ class Worker:
         self._events.tell("worker", self.worker_id, "draining", details={"running": len(self._runs)})
         log.info("worker.draining", running=len(self._runs), drain_timeout_s=self.settings.drain_timeout)
         for lane in self.lanes.values():
-            lane.consumer.want(0)
+            lane.hold("drain")
         await asyncio.wait(
             [asyncio.create_task(lane.consumer.paused()) for lane in self.lanes.values()], timeout=LAST_WORDS
         )
@@ -203,6 +233,8 @@ class Worker:
         await ageing.drain(LAST_WORDS)
         if self._relay is not None:
             await self._relay.drain(LAST_WORDS)
+        if self._desk is not None:
+            await self._desk.drain(LAST_WORDS)
         for waiting in (hurry, rest):
             waiting.cancel()
         for handler in tuple(self._handlers):
@@ -250,6 +282,7 @@ class Worker:
         return Lane(
             agent=agent,
             share=share,
+            ceiling=agent.concurrency or self.settings.prefetch,
             consumer=Consumer(self._consuming, self._names.queue(name), deliver, self._declare),
             valve=Valve(
                 name,
@@ -258,11 +291,10 @@ class Worker:
                 on_change=lambda previous, state, reason: self._valve_changed(name, previous, state, reason),
                 on_spare=lambda: self.lanes[name].consumer.renew(),  # noqa: PLW0108 - there is no lane yet
             ),
-            slots=asyncio.Semaphore(share),
+            slots=Slots(share),
         )
 
     def _valve_changed(self, name: str, previous: State, state: State, reason: str) -> None:
-        lane = self.lanes[name]
         log.warning("breaker.changed", agent_type=name, state=state, previous=previous, reason=reason)
         self._events.tell(
             "breaker",
@@ -272,8 +304,7 @@ class Worker:
             reason=reason,
             details={"reset_timeout_s": self.settings.breaker_reset_timeout},
         )
-        if not self._stopping.is_set() and (self._ledger is None or self._ledger.is_up):
-            lane.feed(state)
+        self.lanes[name].follow(state)
 
 
 def _host() -> str:

@@ -382,6 +382,21 @@ async def test_a_shutdown_releases_the_task_and_leaves_no_process(rig: Rig, tmp_
             await eventually(lambda: worker.totals.succeeded == 1, "it runs again")
 
 
+async def test_a_cancelled_task_leaves_no_process(rig: Rig, tmp_path: Path) -> None:
+    mark, store = f"MARK={tmp_path}".encode(), f"sqlite:///{tmp_path / 'store.db'}"
+    agent = shell(STUBBORN["forks"], cwd=tmp_path, kill_grace=0.05, env={"MARK": str(tmp_path)})
+    async with (
+        rig.worker(app_of(agent, concurrency=1), store_url=store) as worker,
+        rig.client(store_url=store) as client,
+    ):
+        task_id = (await client.submit("command", None)).task_id
+        await eventually((tmp_path / "started").exists, "it runs")
+        assert (await client.cancel(task_id, wait=30)).worker_id == worker.worker_id
+        await eventually(lambda: not processes_with(mark), "its processes are gone")
+        await eventually(lambda: worker.running == 0, "no slot is held")
+        assert await client.status(task_id) == "cancelled"
+
+
 async def _has(rig: Rig, count: int) -> bool:
     return await rig.depth(rig.names.queue("command")) == count
 

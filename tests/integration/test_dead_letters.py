@@ -259,7 +259,9 @@ async def test_a_replay_into_a_full_queue_leaves_the_rest(rig: Rig) -> None:
         for number in range(30):
             await bury(channel, rig, task_body("echo", number))
     await eventually(lambda: listed(rig), "they are there")
-    code, _, err = await cli("dead", "replay", **cli_environment(rig, WARREN_QUEUE_CAPACITY="2"))
+    code, _, err = await cli(
+        "dead", "replay", "--from-queue", **cli_environment(rig, WARREN_QUEUE_CAPACITY="2")
+    )
     assert code == 1
     assert "the queue of 'echo' is full: replay the rest later" in err
     assert "left in the dead queue" in err
@@ -277,20 +279,22 @@ async def test_the_command_filters_lists_shows_and_discards(rig: Rig) -> None:
             await bury(channel, rig, body, reason, **{TRACEBACK: "Traceback [red]"})
     where = cli_environment(rig)
     code, out, _ = await cli(
-        "dead", "list", "--agent-type", "echo", "--reason", "exhausted", "--json", **where
+        "dead", "list", "--from-queue", "--agent-type", "echo", "--reason", "exhausted", "--json", **where
     )
     assert code == 0
     assert [json.loads(line)["task_id"] for line in out.splitlines()] == [
         bodies[0]["task_id"],
         bodies[3]["task_id"],
     ]
-    code, out, _ = await cli("dead", "list", "--limit", "1", **where)
+    code, out, _ = await cli("dead", "list", "--from-queue", "--limit", "1", **where)
     assert (code, "1 of 4 dead letters" in out) == (0, True)
     assert bodies[0]["task_id"] in out
     assert "exhausted" in out
-    code, out, _ = await cli("dead", "show", bodies[1]["task_id"], **where)
+    code, out, _ = await cli("dead", "show", "--from-queue", bodies[1]["task_id"], **where)
     assert (code, "reason: rejected" in out, "Traceback [red]" in out) == (0, True, True)
-    code, out, err = await cli("dead", "discard", "--reason", "exhausted", "--limit", "2", "--yes", **where)
+    code, out, err = await cli(
+        "dead", "discard", "--from-queue", "--reason", "exhausted", "--limit", "2", "--yes", **where
+    )
     assert (code, "2 discarded" in err, len(out.splitlines())) == (0, True, 2)
     # Which of the three exhausted ones is left depends on the broker: 4.3 puts back what was only looked at
     # behind the others.
@@ -307,9 +311,11 @@ async def test_the_command_replays_and_can_be_tried_first(rig: Rig) -> None:
                 await bury(channel, rig, task_body("count", number))
             await bury(channel, rig, task_body("gone", 9))
         where = cli_environment(rig)
-        code, out, err = await cli("dead", "replay", "--agent-type", "count", "--dry-run", **where)
+        code, out, err = await cli(
+            "dead", "replay", "--from-queue", "--agent-type", "count", "--dry-run", **where
+        )
         assert (code, len(out.splitlines()), "3 would be replayed" in err, seen) == (0, 3, True, [])
-        code, out, err = await cli("dead", "replay", **where)
+        code, out, err = await cli("dead", "replay", "--from-queue", **where)
         assert (code, len(out.splitlines())) == (1, 3)
         assert "3 replayed, 1 left in the dead queue" in err
         assert "no queue takes agent type 'gone'" in err
@@ -320,7 +326,7 @@ async def test_the_command_replays_and_can_be_tried_first(rig: Rig) -> None:
 async def test_the_command_says_what_it_does_not_know(rig: Rig) -> None:
     await declared(rig, echo_app())
     where = cli_environment(rig)
-    code, _, err = await cli("dead", "show", "nothing", **where)
+    code, _, err = await cli("dead", "show", "--from-queue", "nothing", **where)
     assert (code, "no dead letter has the task id 'nothing'" in err) == (1, True)
-    code, _, err = await cli("dead", "list", "--reason", "bored", **where)
+    code, _, err = await cli("dead", "list", "--from-queue", "--reason", "bored", **where)
     assert (code, "'bored' is none of: exhausted, invalid" in err) == (2, True)

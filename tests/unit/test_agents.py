@@ -6,14 +6,14 @@ import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 from typing import TypedDict as BadTypedDict
 from uuid import uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 from tests.memories import forgetful
 
 from warren import Context, Warren
@@ -38,6 +38,10 @@ def register(function: Callable[..., Any], agent_type: str = "a", **options: Any
 
 
 async def nothing() -> None: ...
+
+
+def url_of(value: Any) -> Any:
+    return value["url"]
 
 
 class TestSignatures:
@@ -163,6 +167,32 @@ class TestRefused:
 
 def agents(*concurrency: int | None) -> list[Agent]:
     return [register(nothing, f"a{index}", concurrency=one) for index, one in enumerate(concurrency)]
+
+
+class TestEvery:
+    def test_it_is_kept(self) -> None:
+        async def agent(payload: Document | None, ctx: Context) -> None: ...
+        async def anything(payload: Any) -> None: ...
+
+        for function in (nothing, agent, anything):
+            assert register(function, every="*/5 * * * *").every == "*/5 * * * *"
+        assert register(nothing).every is None
+
+    @pytest.mark.parametrize("every", ["", "* * *", "61 * * * *", "0 0 30 2 *", "R * * * *"])
+    def test_a_wrong_cron_is_told_with_an_example(self, every: str) -> None:
+        with pytest.raises(
+            AgentError, match=r"agent 'a': every=.* is no cron expression.*'\*/5 \* \* \* \*'"
+        ):
+            register(nothing, every=every)
+
+    def test_a_payload_that_cannot_be_null(self) -> None:
+        async def model(document: Document) -> None: ...
+        async def default(document: int = 7) -> None: ...
+        async def own(document: Annotated[Any, BeforeValidator(url_of)]) -> None: ...
+
+        for agent in (model, default, own):
+            with pytest.raises(AgentError, match=r"payload null, which.*'document' refuses.*\| None"):
+                register(agent, every="* * * * *")
 
 
 class TestShares:

@@ -28,12 +28,13 @@ def wrong(file: Path, text: str | bytes) -> str:
 
 def test_options_reach_the_agent(file: Path) -> None:
     file.write_text(
-        '[agents.cat]\ncommand = ["cat"]\ntimeout = 30\nconcurrency = 4\nretries = 0\n'
+        '[agents.cat]\ncommand = ["cat"]\ntimeout = 30\nconcurrency = 4\nretries = 0\nevery = "0 6 * * *"\n'
         '[agents.post]\nurl = "http://127.0.0.1:1/"\n'
     )
     agents = runtime.load(str(file)).agents
     assert list(agents) == ["cat", "post"]
     assert (agents["cat"].timeout, agents["cat"].concurrency, agents["cat"].retries) == (30, 4, 0)
+    assert (agents["cat"].every, agents["post"].every) == ("0 6 * * *", None)
     assert (agents["post"].timeout, agents["post"].concurrency, agents["post"].retries) == (None, None, None)
 
 
@@ -91,6 +92,7 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     "no_file": (COMMAND + "['./no.sh']", "[agents.x]: command ./no.sh cannot be started: there is no file"),
     "no_program": (COMMAND + "['no-such-one']", "[agents.x]: command no-such-one cannot be started: no prog"),
     "unset": (CAT + "pass_env = ['UNSET_X']", "pass_env: the environment has no variable 'UNSET_X'"),
+    "every": (CAT + "every = 'often'", "{file}: [agents.x]: agent 'x': every='often': "),
     "url": ("[agents.x]\nurl = 'h'", "{file}: [agents.x]: the URL of an HttpAgent must look like"),
     "header": (POST + "headers = {A = 3}", "headers.A: Input should be a valid string; for example headers"),
     "unset_header": (

@@ -18,11 +18,12 @@ SERVICE: Final = Path(warren.__file__).parent
 
 # From the bottom to the top. A module may import from its own layer and from those below it.
 LAYERS: Final = {
-    "leaves": ("errors", "settings", "loops", "failure", "threads"),
+    "leaves": ("errors", "settings", "loops", "failure", "threads", "cron"),
     "adapters": ("topology", "bus", "bus_*", "broker", "broker_*", "store", "store_*"),
     "engine": (
         "context", "agent", "agents", "breaker", "execution", "wire", "events", "settle", "lanes", "runs",
-        "relay", "health", "ageing", "dead_letters", "memory", "records", "takeover", "intake", "worker",
+        "relay", "sharing", "control", "health", "ageing", "dead_letters", "memory", "records", "takeover",
+        "intake", "scheduler", "desk", "replay", "replay_edit", "worker",
         "command_agent", "command_process", "http_agent",
     ),
     "edges": (
@@ -36,6 +37,7 @@ LOWEST_FIRST: Final = list(LAYERS)
 RESERVED: Final = {
     "aio_pika": ("bus", "bus_*"),
     "aiormq": ("bus", "bus_*"),
+    "croniter": ("cron",),
     "httpx": ("http_agent",),
     "pamqp": ("bus", "bus_*"),
     "pydantic_settings": ("settings",),

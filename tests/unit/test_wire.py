@@ -240,7 +240,7 @@ class TestResults:
     @pytest.mark.parametrize("correlation_id", ["42", None])
     def test_it_goes_straight_to_the_reply_queue(self, correlation_id: str | None) -> None:
         task = a_task()
-        message = result_message(b"{}", task, "mine", correlation_id)
+        message = result_message(b"{}", task.task_id, "mine", correlation_id)
         assert (message.exchange, message.routing_key) == ("", "mine")
         assert message.correlation_id == (correlation_id or str(task.task_id))
 

@@ -1,0 +1,94 @@
+"""Steering a fleet: cancel a task, pause and resume an agent type."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+
+from warren.bus_publisher import Publisher
+from warren.client_store import ClientStore
+from warren.control import Command, control_message
+from warren.errors import PublishError
+from warren.store_control import Cancelled
+from warren.store_schema import FINAL, SCHEDULED
+from warren.topology import Names
+from warren.wire import cancelled_body, result_message
+from warren_schemas import Event
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """What a cancellation met.
+
+    `before` is the task's status in the store, None where it had none: it waited, ran for the first time, or
+    never was. `worker_id` is the worker that has ended it, None when none has said so yet.
+    """
+
+    task_id: UUID
+    before: str | None
+    worker_id: str | None
+
+    @property
+    def had_ended(self) -> bool:
+        """Whether it came too late, and changed nothing."""
+        return self.before in FINAL
+
+
+class ClientControl:
+    """Writes decisions down, where they count, and tells the workers, which makes it quick."""
+
+    def __init__(self, store: ClientStore, publisher: Publisher, names: Names) -> None:
+        self._store, self._publisher, self._names = store, publisher, names
+
+    async def cancel(self, task_id: UUID, arrived: asyncio.Queue[Event], seconds: float) -> Cancellation:
+        """Cancel a task; `arrived` is where events about cancelled tasks come in from now on."""
+        decided = await (await self._store.board()).cancel(task_id)
+        if decided.had_ended:
+            return Cancellation(task_id, decided.before, None)
+        await self._tell(Command(action="cancel", task_id=task_id))
+        if decided.before == SCHEDULED:  # there is no message of it: nobody else would answer
+            await self._answer(task_id, decided)
+            return Cancellation(task_id, decided.before, None)
+        return Cancellation(task_id, decided.before, await _ender(task_id, arrived, seconds))
+
+    async def pause(self, agent_type: str) -> bool:
+        """Pause an agent type. False: it was paused already."""
+        changed = await (await self._store.board()).pause(agent_type)
+        await self._tell(Command(action="pause", agent_type=agent_type))
+        return changed
+
+    async def resume(self, agent_type: str) -> bool:
+        """Resume an agent type. False: it was not paused."""
+        changed = await (await self._store.board()).resume(agent_type)
+        await self._tell(Command(action="resume", agent_type=agent_type))
+        return changed
+
+    async def _tell(self, command: Command) -> None:
+        await self._publisher.publish(control_message(command, self._names))
+
+    async def _answer(self, task_id: UUID, cancelled: Cancelled) -> None:
+        if cancelled.reply_to is None:
+            return
+        body = cancelled_body(task_id, cancelled.attempts)
+        answer = result_message(body, task_id, cancelled.reply_to, cancelled.correlation_id)
+        try:
+            await self._publisher.publish(answer)
+        except PublishError as error:
+            log.warning("result.unwanted", task_id=str(task_id), error=str(error))
+
+
+async def _ender(task_id: UUID, arrived: asyncio.Queue[Event], seconds: float) -> str | None:
+    """The worker that says, within this time, that it has ended the task."""
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                event = await arrived.get()
+                if event.details.get("task_id") == str(task_id):
+                    return event.worker_id
+    except TimeoutError:
+        return None

@@ -1,0 +1,142 @@
+"""Control: what people tell a fleet to do with tasks and agent types while it works.
+
+The store decides. A message only makes it quick: whoever misses one reads the store soon after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final, Literal
+from uuid import UUID, uuid4
+
+import structlog
+from pydantic import BaseModel, ValidationError
+
+from warren.bus import Connection, Message
+from warren.bus_consumer import Consumer
+from warren.bus_delivery import Delivery
+from warren.errors import BrokerUnavailable, StoreUnavailable
+from warren.lanes import Lane
+from warren.runs import Runs
+from warren.store_control import Board
+from warren.topology import Binding, Names, Queue, Topology
+from warren.wire import new_id
+
+log = structlog.get_logger(__name__)
+
+REFRESH: Final = 2.0  # seconds between two looks into the store
+BACK: Final = 86_400.0  # seconds that a worker looks back at its start for cancelled tasks
+OVERLAP: Final = 60.0  # seconds that each later look goes back: clocks differ, and commits take their time
+REMEMBERED: Final = 100_000  # cancelled tasks that a worker knows of; the store knows all
+PREFETCH: Final = 100
+
+
+class Command(BaseModel):
+    """A message on the control exchange: one of these with its subject."""
+
+    version: Literal[1] = 1
+    action: Literal["cancel", "pause", "resume"]
+    task_id: UUID | None = None
+    agent_type: str | None = None
+
+
+def control_message(command: Command, names: Names) -> Message:
+    """A command on its way to every worker. Where there is none, there is nobody to tell."""
+    return Message(
+        exchange=names.control,
+        routing_key="",
+        body=command.model_dump_json(exclude_none=True).encode(),
+        message_id=str(new_id()),
+        mandatory=False,
+    )
+
+
+class Control:
+    """Listens to commands and carries them out in one worker; without a board there are only messages."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        names: Names,
+        lanes: Mapping[str, Lane],
+        runs: Runs,
+        board: Board | None,
+    ) -> None:
+        self._connection, self._lanes, self._runs, self._board = connection, lanes, runs, board
+        self._cancelled: OrderedDict[UUID, None] = OrderedDict()
+        self._look_from = time.time() - BACK
+        queue = Queue(f"{names.namespace}.control.{uuid4().hex}", exclusive=True)
+        self._wanted = Topology((), (queue,), (Binding(names.control, queue.name),))
+        self._consumer = Consumer(connection, queue.name, self._on_delivery, self._declare)
+
+    def is_cancelled(self, task_id: UUID) -> bool:
+        """Whether somebody has cancelled this task, as far as is known here: the store is to be asked."""
+        return task_id in self._cancelled
+
+    async def listen(self) -> None:
+        """Carry out commands as they arrive, until cancelled."""
+        await self._connection.ready()
+        with suppress(BrokerUnavailable):  # the consumer declares it again, and waits for the connection
+            await self._declare()
+        self._consumer.want(PREFETCH)
+        await self._consumer.run()
+
+    async def refresh(self) -> None:
+        """Carry out what the store says, again and again: commands may have been missed."""
+        while True:
+            await asyncio.sleep(REFRESH)
+            with suppress(StoreUnavailable):  # the ledger tells of it, and consumption is held meanwhile
+                await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Do what the store says now. Raises StoreUnavailable."""
+        if self._board is None:
+            return
+        paused = await self._board.paused()
+        for name, lane in self._lanes.items():
+            (lane.hold if name in paused else lane.resume)("pause")
+        for task_id, moment in await self._board.cancelled_since(self._look_from):
+            self._cancel(task_id)
+            self._look_from = max(self._look_from, moment - OVERLAP)
+
+    async def close(self) -> None:
+        """Hear no more."""
+        await self._consumer.close()
+
+    async def _declare(self) -> None:
+        await self._connection.declare(self._wanted)
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        try:
+            self._carry_out(Command.model_validate_json(delivery.body))
+        except ValidationError as error:
+            log.warning("control.unreadable", error=str(error))
+        delivery.ack()
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Command(action="cancel", task_id=UUID() as task_id):
+                self._cancel(task_id)
+            case Command(action="pause" | "resume" as action, agent_type=str(agent_type)):
+                self._set_paused(agent_type, paused=action == "pause")
+            case _:
+                log.warning("control.unreadable", error=f"{command.action} of nothing")
+
+    def _cancel(self, task_id: UUID) -> None:
+        if task_id in self._cancelled:
+            return
+        self._cancelled[task_id] = None
+        if len(self._cancelled) > REMEMBERED:
+            self._cancelled.popitem(last=False)
+        self._runs.cancel(task_id)
+
+    def _set_paused(self, agent_type: str, *, paused: bool) -> None:
+        lane = self._lanes.get(agent_type)
+        if lane is None:
+            return
+        log.info("agent.paused" if paused else "agent.resumed", agent_type=agent_type)
+        (lane.hold if paused else lane.resume)("pause")

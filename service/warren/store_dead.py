@@ -1,0 +1,302 @@
+"""Dead letters in the store: searched, grouped, looked at, discarded.
+
+Every query names the status as a literal: a bound one would keep the database from its partial indexes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, RowMapping, and_, func, literal_column, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from warren.store import Store
+from warren.store_schema import DEAD, DISCARDED, tasks
+from warren_schemas import Reason
+
+IS_DEAD: Final = tasks.c.status == literal_column(f"'{DEAD}'")
+NOT_READ_YET: Final = (
+    "its body has not been read from the dead queue yet: "
+    "a worker with this store does that (WARREN_DEAD_LETTER_DESK)"
+)
+PAGE: Final = 50  # dead letters with their bodies in memory at once
+CHUNK: Final = 500  # dead letters that are discarded in one transaction
+_FILTERED: Final = (tasks.c.agent_type, tasks.c.reason, tasks.c.error_type, tasks.c.user_id)
+MESSAGE_SHOWN: Final = 500  # characters of an error message where many are listed
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which dead letters are meant; None means any. Times are seconds since the epoch.
+
+    `group` is a fingerprint; `since` and `before` are about when a task died.
+    """
+
+    task_id: str | None = None
+    agent_type: str | None = None
+    reason: Reason | None = None
+    group: str | None = None
+    error_type: str | None = None
+    user_id: str | None = None
+    since: float | None = None
+    before: float | None = None
+
+    def condition(self) -> ColumnElement[bool]:
+        """The same for the database."""
+        parts: list[ColumnElement[bool]] = [IS_DEAD]
+        if self.task_id is not None:
+            parts.append(tasks.c.task_id == UUID(self.task_id))
+        if self.group is not None:
+            parts.append(tasks.c.fingerprint == self.group)
+        named = {column: getattr(self, column.name) for column in _FILTERED}
+        parts.extend(column == wanted for column, wanted in named.items() if wanted is not None)
+        if self.since is not None:
+            parts.append(tasks.c.finished_at >= self.since)
+        if self.before is not None:
+            parts.append(tasks.c.finished_at < self.before)
+        return and_(*parts)
+
+
+class Position(NamedTuple):
+    """A place in the order of dead letters, by the time that they died."""
+
+    died_at: float
+    task_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class DeadTask:
+    """A dead task without its body. `can_be_replayed`: its body has been read from the dead queue."""
+
+    task_id: UUID
+    agent_type: str
+    user_id: str
+    reason: str
+    error_type: str
+    error_message: str
+    fingerprint: str
+    attempts: int
+    worker_id: str | None
+    first_failed_at: datetime | None
+    last_failed_at: datetime | None
+    died_at: datetime
+    replay_id: str | None
+    can_be_replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter(DeadTask):
+    """Everything about a dead task. `headers` is JSON."""
+
+    traceback: str | None
+    created_at: datetime | None
+    priority: int | None
+    reply_to: str | None
+    correlation_id: str | None
+    headers: bytes | None
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Dead letters with one fingerprint; `sample` is one of the newest."""
+
+    fingerprint: str
+    count: int
+    first_seen: datetime
+    last_seen: datetime
+    agent_types: list[str]
+    sample: DeadTask | None
+
+
+class DeadIndex:
+    """The dead letters of one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def count(self, wanted: Filter) -> int:
+        """How many there are."""
+        async with self._store.transaction() as connection:
+            query = select(func.count()).select_from(tasks).where(wanted.condition())
+            return int((await connection.execute(query)).scalar_one())
+
+    async def find(
+        self,
+        wanted: Filter,
+        limit: int,
+        *,
+        oldest_first: bool = False,
+        after: Position | None = None,
+    ) -> list[DeadTask]:
+        """At most so many, the newest first unless told otherwise, from behind a position."""
+        query = _ordered(wanted, _SUMMARY, limit, oldest_first=oldest_first, after=after)
+        async with self._store.transaction() as connection:
+            return [_dead_task(row) for row in (await connection.execute(query)).mappings()]
+
+    async def groups(self, wanted: Filter, limit: int) -> list[Group]:
+        """The largest groups of like failures, at most so many."""
+        query = (
+            select(
+                tasks.c.fingerprint,
+                tasks.c.agent_type,
+                func.count().label("count"),
+                func.min(tasks.c.finished_at).label("first"),
+                func.max(tasks.c.finished_at).label("last"),
+            )
+            .where(wanted.condition())
+            .group_by(tasks.c.fingerprint, tasks.c.agent_type)
+        )
+        async with self._store.transaction() as connection:
+            parts: dict[str, list[RowMapping]] = {}
+            for row in (await connection.execute(query)).mappings():
+                parts.setdefault(row["fingerprint"], []).append(row)
+            largest = sorted(parts.values(), key=lambda rows: -sum(row["count"] for row in rows))[:limit]
+            return [await _group(connection, rows) for rows in largest]
+
+    async def show(self, task_id: UUID) -> DeadLetter | None:
+        """Everything about one, or None when the task is not dead."""
+        query = select(*_EVERYTHING).where(IS_DEAD, tasks.c.task_id == task_id)
+        async with self._store.transaction() as connection:
+            row = (await connection.execute(query)).mappings().one_or_none()
+        return None if row is None else _dead_letter(row)
+
+    async def export(self, wanted: Filter) -> AsyncIterator[DeadLetter]:
+        """Everything about each, the oldest first, a page in memory at a time."""
+        after: Position | None = None
+        while True:
+            query = _ordered(wanted, _EVERYTHING, PAGE, oldest_first=True, after=after)
+            async with self._store.transaction() as connection:
+                rows = (await connection.execute(query)).mappings().all()
+            for row in rows:
+                yield _dead_letter(row)
+            if len(rows) < PAGE:
+                return
+            after = Position(rows[-1]["finished_at"], rows[-1]["task_id"])
+
+    async def discard(self, wanted: Filter, limit: int | None = None) -> int:
+        """Give up on them for good, the oldest first; what they were to do is deleted. Returns how many."""
+        done, after = 0, None
+        while limit is None or done < limit:
+            size = CHUNK if limit is None else min(CHUNK, limit - done)
+            async with self._store.transaction() as connection:
+                page = await page_of(connection, wanted.condition(), size, after)
+                if not page:
+                    break
+                done += await _discard(connection, [position.task_id for position in page])
+            after = page[-1]
+        return done
+
+
+async def page_of(
+    connection: AsyncConnection, condition: ColumnElement[bool], size: int, after: Position | None
+) -> Sequence[Position]:
+    """The next dead letters behind a position, the oldest first. No locks: look again when you have them."""
+    query = select(tasks.c.finished_at, tasks.c.task_id).where(condition)
+    query = query.order_by(tasks.c.finished_at, tasks.c.task_id).limit(size)
+    if after is not None:
+        query = query.where(_behind(after, oldest_first=True))
+    return [Position(*row) for row in await connection.execute(query)]
+
+
+async def _discard(connection: AsyncConnection, task_ids: Sequence[UUID]) -> int:
+    """Whatever of these is still dead; a replay may have been quicker."""
+    nothing = {"body": None, "headers": None, "result": None, "checkpoint": None}
+    done = await connection.execute(
+        tasks.update()
+        .where(tasks.c.task_id.in_(task_ids), IS_DEAD)
+        .values(status=DISCARDED, updated_at=time.time(), **nothing)
+    )
+    return done.rowcount
+
+
+def _ordered(
+    wanted: Filter, columns: Sequence[Any], limit: int, *, oldest_first: bool, after: Position | None
+) -> Any:
+    query = select(*columns).where(wanted.condition()).limit(limit)
+    if after is not None:
+        query = query.where(_behind(after, oldest_first=oldest_first))
+    order = (tasks.c.finished_at, tasks.c.task_id)
+    return query.order_by(*(order if oldest_first else (column.desc() for column in order)))
+
+
+def _behind(after: Position, *, oldest_first: bool) -> ColumnElement[bool]:
+    died_at, task_id = after
+    time_is, id_is = tasks.c.finished_at, tasks.c.task_id
+    if oldest_first:
+        return and_(time_is >= died_at, or_(time_is > died_at, id_is > task_id))
+    return and_(time_is <= died_at, or_(time_is < died_at, id_is < task_id))
+
+
+async def _group(connection: AsyncConnection, parts: Sequence[RowMapping]) -> Group:
+    newest = max(parts, key=lambda row: row["last"])
+    query = (
+        select(*_SUMMARY)
+        .where(
+            IS_DEAD,
+            tasks.c.fingerprint == newest["fingerprint"],
+            tasks.c.agent_type == newest["agent_type"],
+            tasks.c.finished_at == newest["last"],
+        )
+        .limit(1)
+    )
+    sample = (await connection.execute(query)).mappings().first()
+    return Group(
+        fingerprint=newest["fingerprint"],
+        count=sum(row["count"] for row in parts),
+        first_seen=_time(min(row["first"] for row in parts)),
+        last_seen=_time(newest["last"]),
+        agent_types=sorted(row["agent_type"] for row in parts),
+        sample=None if sample is None else _dead_task(sample),
+    )
+
+
+_PLAIN: Final = (
+    "task_id", "agent_type", "user_id", "reason", "error_type", "fingerprint", "attempts", "worker_id",
+)  # fmt: skip
+_SUMMARY: Final = (
+    *(tasks.c[name] for name in _PLAIN),
+    func.substr(tasks.c.error_message, 1, MESSAGE_SHOWN).label("error_message"),
+    tasks.c.first_failed_at,
+    tasks.c.last_failed_at,
+    tasks.c.finished_at,
+    tasks.c.life,
+    tasks.c.body.is_not(None).label("has_body"),
+)
+_CONTENT: Final = ("traceback", "priority", "reply_to", "correlation_id", "headers", "body")
+_EVERYTHING: Final = (
+    *(column for column in _SUMMARY if column.name != "error_message"),
+    tasks.c.error_message,
+    tasks.c.created_at,
+    *(tasks.c[name] for name in _CONTENT),
+)
+
+
+def _summary(row: RowMapping) -> dict[str, Any]:
+    return {name: row[name] for name in _PLAIN} | {
+        "error_message": row["error_message"] or "",
+        "first_failed_at": _time(row["first_failed_at"]),
+        "last_failed_at": _time(row["last_failed_at"]),
+        "died_at": _time(row["finished_at"]),
+        "replay_id": row["life"] or None,
+        "can_be_replayed": row["has_body"],
+    }
+
+
+def _dead_task(row: RowMapping) -> DeadTask:
+    return DeadTask(**_summary(row))
+
+
+def _dead_letter(row: RowMapping) -> DeadLetter:
+    return DeadLetter(
+        **_summary(row), created_at=_time(row["created_at"]), **{name: row[name] for name in _CONTENT}
+    )
+
+
+def _time(seconds: float | None) -> Any:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,201 @@
+"""Dead letters on their way into the store: what a letter from the dead queue does to the row of its task.
+
+The queue may deliver a letter twice, late, or behind a newer life of its task: only a letter that tells the
+store something new changes a row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from uuid import UUID
+
+import structlog
+from sqlalchemy import bindparam, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from warren.store import Store
+from warren.store_outbox import Parcel
+from warren.store_schema import DEAD, FINAL, tasks
+
+log = structlog.get_logger(__name__)
+
+LARGEST_INTEGER: Final = 2**31 - 1
+# Text columns and how much they hold; a letter may claim more.
+_TEXTS: Final = {
+    name: getattr(tasks.c[name].type, "length", None)
+    for name in (
+        "life", "agent_type", "user_id", "worker_id", "reason", "error_type", "error_message", "traceback",
+        "fingerprint", "reply_to", "correlation_id",
+    )
+}  # fmt: skip
+
+Change = Literal["new", "fill", "bury", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter as it is written. Times are seconds since the epoch."""
+
+    task_id: UUID
+    life: str
+    dispatch: int
+    agent_type: str
+    user_id: str
+    message_id: str
+    parcel: Parcel
+    reason: str
+    error_type: str
+    error_message: str
+    traceback: str
+    fingerprint: str
+    attempts: int
+    worker_id: str | None
+    first_failed_at: float
+    last_failed_at: float
+    created_at: float | None = None
+
+
+@dataclass(slots=True)
+class _Row:
+    """How a task stands, as far as a letter has to know."""
+
+    life: str
+    dispatch: int
+    status: str
+    fence: int
+    has_body: bool
+
+
+def change_by(letter: Letter, row: _Row | None) -> Change:
+    """What a letter changes: it makes the row, fills in what its death did not write, or buries the task."""
+    if row is None:
+        return "new"
+    if letter.life != row.life:
+        return "bury" if letter.life > row.life else "none"
+    if letter.dispatch < row.dispatch:
+        return "none"
+    if row.status == DEAD:
+        return "none" if row.has_body else "fill"
+    return "none" if row.status in FINAL else "bury"
+
+
+class Letters:
+    """Takes dead letters into one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
+
+    async def take_in(self, letters: Sequence[Letter]) -> None:
+        """Write dead letters down, all or none. They are durable when it returns."""
+        async with self._store.transaction() as connection:
+            await self.write(connection, letters)
+
+    async def write(self, connection: AsyncConnection, letters: Sequence[Letter]) -> None:
+        """The same inside a transaction. Rows are locked in the order of their ids, so two never deadlock."""
+        pending = sorted(letters, key=lambda letter: letter.task_id)
+        while pending:
+            rows = await self._locked(connection, [letter.task_id for letter in pending])
+            changes = _changes(pending, rows)
+            overtaken = await self._make(connection, changes["new"])
+            await _update(connection, changes["fill"])
+            await _update(connection, changes["bury"])
+            # Another desk has made these rows just now: look again.
+            pending = [letter for letter in pending if letter.task_id in overtaken]
+
+    async def _locked(self, connection: AsyncConnection, task_ids: Sequence[UUID]) -> dict[UUID, _Row]:
+        found = await connection.execute(
+            select(
+                tasks.c.task_id,
+                tasks.c.life,
+                tasks.c.dispatch,
+                tasks.c.status,
+                tasks.c.fence,
+                tasks.c.body.is_not(None),
+            )
+            .where(tasks.c.task_id.in_(task_ids))
+            .order_by(tasks.c.task_id)
+            .with_for_update()
+        )
+        return {task_id: _Row(*rest) for task_id, *rest in found}
+
+    async def _make(self, connection: AsyncConnection, new: Mapping[UUID, dict[str, Any]]) -> set[UUID]:
+        """Insert rows; gives the tasks that have one by now after all."""
+        if not new:
+            return set()
+        statement = self._insert(tasks).on_conflict_do_nothing().returning(tasks.c.task_id)
+        made = await connection.execute(statement, list(new.values()))
+        return set(new) - set(made.scalars())
+
+
+async def _update(connection: AsyncConnection, changes: Mapping[UUID, dict[str, Any]]) -> None:
+    if changes:
+        rows = [{"id": task_id, **values} for task_id, values in changes.items()]
+        await connection.execute(tasks.update().where(tasks.c.task_id == bindparam("id")), rows)
+
+
+def _changes(letters: Sequence[Letter], rows: dict[UUID, _Row]) -> dict[Change, dict[UUID, dict[str, Any]]]:
+    """The values to write, by kind of change. Of several letters of a task each sees the one before it."""
+    changes: dict[Change, dict[UUID, dict[str, Any]]] = {"new": {}, "fill": {}, "bury": {}}
+    now = time.time()
+    for letter in letters:
+        row = rows.get(letter.task_id)
+        change = change_by(letter, row)
+        if change == "none":
+            log.info("dead_letter.known", task_id=str(letter.task_id), status=row and row.status)
+            continue
+        if letter.task_id in changes["new"]:
+            change = "new"  # it is not in the database yet: the one row has to say it all
+        changes["fill"].pop(letter.task_id, None)
+        values = _columns(letter.parcel) if change == "fill" else _buried(letter, now)
+        if change == "new":
+            values |= {"task_id": letter.task_id, "fence": 0}
+        elif change == "bury":
+            assert row is not None
+            values |= {"fence": row.fence + 1, "dispatch": max(row.dispatch, letter.dispatch)}
+        changes[change][letter.task_id] = values
+        fence = row.fence if row else 0
+        dispatch = values.get("dispatch", letter.dispatch)
+        rows[letter.task_id] = _Row(letter.life, dispatch, DEAD, fence, has_body=True)
+    return changes
+
+
+def _buried(letter: Letter, now: float) -> dict[str, Any]:
+    """A row that says all that the letter does."""
+    record = {
+        name: getattr(letter, name)
+        for name in (
+            "life", "dispatch", "agent_type", "user_id", "reason", "error_type", "error_message",
+            "traceback", "fingerprint", "worker_id", "first_failed_at", "last_failed_at", "created_at",
+        )
+    }  # fmt: skip
+    return _fitting(record) | _columns(letter.parcel) | {
+        "status": DEAD,
+        "attempts": min(letter.attempts, LARGEST_INTEGER),
+        "crashes": 0,
+        "result": None,
+        "finished_at": min(letter.last_failed_at, now),
+        "due_at": None,
+        "leased_until": None,
+        "updated_at": now,
+    }  # fmt: skip
+
+
+def _columns(parcel: Parcel) -> dict[str, Any]:
+    return _fitting({name: getattr(parcel, name) for name in Parcel.__slots__})
+
+
+def _fitting(values: dict[str, Any]) -> dict[str, Any]:
+    """Text that a column takes: no NUL and no half of a character, which PostgreSQL refuses, and no more
+    than there is room for.
+    """
+    return {
+        name: value.replace("\0", "").encode("utf-8", "replace").decode()[: _TEXTS[name]]
+        if isinstance(value, str)
+        else value
+        for name, value in values.items()
+    }

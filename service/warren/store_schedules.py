@@ -1,0 +1,289 @@
+"""Recurring tasks in the store: one row for each schedule, moved on by whichever worker is first.
+
+A tick becomes a row of `tasks`, written in the transaction that moves the schedule on; the relay publishes
+it. Its task id follows from the schedule and the tick, so no tick can become two tasks, whatever the clocks
+do. Times are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, Protocol, TypeVar
+from uuid import UUID, uuid5
+
+import structlog
+from pydantic_core import from_json
+from sqlalchemy import CursorResult, RowMapping, case, delete, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from warren import cron
+from warren.errors import ConfigurationError
+from warren.store import Store
+from warren.store_schema import SCHEDULED, schedules, tasks
+from warren_schemas import AMQP_PRIORITY, Priority, Task
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+TICKS: Final = UUID("5f0c2b6e-9d0a-4c62-9d5c-5b1d3e0f7a41")
+"""The namespace (RFC 9562, version 5) of the ids of recurring tasks."""
+SKEW: Final = 60.0  # seconds that the clocks of a fleet may differ, without one of them having jumped
+BATCH: Final = 50  # schedules that fire in one transaction
+
+MadeBy = Literal["agent", "person"]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A recurring task. `payload` is JSON; `next_at` and `last_at` are ticks, set by the store."""
+
+    name: str
+    agent_type: str
+    cron: str
+    payload: bytes = b"null"
+    user_id: str = "default"
+    priority: Priority = "medium"
+    made_by: MadeBy = "person"
+    next_at: float = 0.0
+    last_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """One tick that has become a task."""
+
+    name: str
+    agent_type: str
+    tick: float
+    task_id: UUID
+
+
+class Surely(Protocol):
+    """Runs something in a transaction, as `Ledger.surely` does."""
+
+    async def __call__(self, act: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run `act` and return what it returns."""
+
+
+class Schedules:
+    """The schedules of a store.
+
+    With `surely` (a ledger's) whatever is asked waits while the store is away; without it StoreUnavailable is
+    raised. `clock` is read inside each transaction, so what had to wait is no late news.
+    """
+
+    def __init__(
+        self, store: Store, surely: Surely | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store, self._clock = store, clock
+        self._surely = surely or self._once
+        self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
+        # What was in order stays so as long as the clock goes forward: (next_at, when it was looked at).
+        self._sound: dict[str, tuple[float, float]] = {}
+        self._told: set[str] = set()
+
+    async def _once(self, act: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async with self._store.transaction() as connection:
+            return await act(connection)
+
+    # -- keeping them -------------------------------------------------------------------------------------
+
+    async def add(self, schedule: Schedule) -> Schedule:
+        """Add a schedule, or change the one of its name, and return it as it is kept.
+
+        Only a changed cron moves its next tick.
+
+        Raises ConfigurationError for a wrong cron, pydantic.ValidationError for what makes no task, and
+        ConfigurationError where the name belongs to an agent's `every=`.
+        """
+        cron.check(schedule.cron)
+        task_of(schedule, self._clock())
+        kept = await self._surely(lambda connection: self._upsert(connection, schedule))
+        if kept is None:
+            raise ConfigurationError(
+                f"the schedule {schedule.name!r} comes from its agent, which has every= in its code: "
+                "choose another name"
+            )
+        return kept
+
+    async def remove(self, name: str) -> bool:
+        """Remove a schedule. False when there is none of this name."""
+
+        async def act(connection: AsyncConnection) -> bool:
+            gone = await connection.execute(delete(schedules).where(schedules.c.name == name))
+            return gone.rowcount > 0
+
+        return await self._surely(act)
+
+    async def all(self) -> Sequence[Schedule]:
+        """All schedules, by their names."""
+
+        async def act(connection: AsyncConnection) -> Sequence[Schedule]:
+            rows = (await connection.execute(select(schedules).order_by(schedules.c.name))).mappings()
+            return [Schedule(**row) for row in rows]
+
+        return await self._surely(act)
+
+    async def adopt(self, agent_types: Collection[str], every: Mapping[str, str]) -> None:
+        """Make the schedules of these agents what their code says: `every` is the cron of those that recur.
+
+        A schedule that a person made is never changed, even if it has the name of an agent type.
+        """
+
+        async def act(connection: AsyncConnection) -> list[str]:
+            taken = []
+            # By name, as in `fire`: two that lock the same rows in another order would wait for each other.
+            for name in sorted(agent_types):
+                if name not in every:
+                    old = (schedules.c.name == name) & (schedules.c.made_by == "agent")
+                    await connection.execute(delete(schedules).where(old))
+                    continue
+                ours = Schedule(name, name, every[name], made_by="agent")
+                if await self._upsert(connection, ours) is None:
+                    taken.append(name)
+            return taken
+
+        for name in await self._surely(act):
+            log.warning(
+                "schedule.name_taken",
+                schedule=name,
+                hint="a person made a schedule of this name, so this agent's every= is not used: "
+                f"`warren schedule remove {name}` gives the name back",
+            )
+
+    async def _upsert(self, connection: AsyncConnection, schedule: Schedule) -> Schedule | None:
+        """The schedule as it is kept. None, and nothing changed, when a person made the one of this name and
+        this is an agent's, or the other way round."""
+        values = asdict(schedule) | {
+            "cron": schedule.cron.strip(),
+            "next_at": cron.next_after(schedule.cron, self._clock()),
+        }
+        insert = self._insert(schedules).values(values)
+        new = insert.excluded
+        changed = {name: new[name] for name in ("agent_type", "cron", "payload", "user_id", "priority")}
+        unmoved = case((schedules.c.cron == new.cron, schedules.c.next_at), else_=new.next_at)
+        statement = insert.on_conflict_do_update(
+            index_elements=[schedules.c.name],
+            set_=changed | {"next_at": unmoved},
+            where=schedules.c.made_by == new.made_by,
+        ).returning(schedules)
+        return _schedule(await connection.execute(statement))
+
+    # -- firing -------------------------------------------------------------------------------------------
+
+    async def fire(self) -> Sequence[Fired]:
+        """Make a task of every schedule that is due: of its last tick, whatever was missed before that.
+
+        At most 50 at once, so that nobody waits long for the store: call it again until nothing fires.
+        """
+        return await self._surely(self._fire)
+
+    async def _fire(self, connection: AsyncConnection) -> Sequence[Fired]:
+        now = self._clock()
+        query = select(schedules.c.name, schedules.c.cron, schedules.c.next_at).where(
+            or_(schedules.c.next_at <= now, schedules.c.next_at > now + SKEW)
+        )
+        fired: list[Fired] = []
+        due = 0
+        for row in (await connection.execute(query.order_by(schedules.c.name))).mappings().all():
+            try:
+                if row["next_at"] > now:
+                    await self._heal(connection, row, now)
+                elif due < BATCH:
+                    fired += await self._fire_one(connection, row, now)
+                    due += 1
+            except (ConfigurationError, ValueError) as error:
+                self._note_unreadable(row, error)
+        return fired
+
+    async def _fire_one(self, connection: AsyncConnection, row: RowMapping, now: float) -> list[Fired]:
+        """Move the schedule on, and make the task; nothing where another was faster."""
+        tick = cron.last_until(row["cron"], now)
+        moved = await self._move(connection, row, cron.next_after(row["cron"], now), last_at=tick)
+        if moved is None:
+            return []
+        task = task_of(moved, tick)
+        new = self._insert(tasks).values(_waiting(task, now)).on_conflict_do_nothing()
+        if (await connection.execute(new.returning(tasks.c.task_id))).one_or_none() is None:
+            return []
+        return [Fired(row["name"], task.agent_type, tick, task.task_id)]
+
+    async def _heal(self, connection: AsyncConnection, row: RowMapping, now: float) -> None:
+        """Bring back what a clock that was ahead has moved on too far.
+
+        The next tick but one is still in order, and so is the next of a clock that is a little ahead of ours.
+        """
+        known = self._sound.get(row["name"])
+        if known is not None and known[0] == row["next_at"] and known[1] <= now:
+            return
+        first = cron.next_after(row["cron"], now)
+        if row["next_at"] <= cron.next_after(row["cron"], max(first, now + SKEW)):
+            self._sound[row["name"]] = (row["next_at"], now)
+        elif await self._move(connection, row, first) is not None:
+            log.warning("schedule.pulled_back", schedule=row["name"], was=row["next_at"], next_at=first)
+
+    async def _move(
+        self, connection: AsyncConnection, row: RowMapping, next_at: float, **values: float
+    ) -> Schedule | None:
+        """Compare and set: the schedule as it is now, or None when somebody else has moved it."""
+        as_seen = (schedules.c.name == row["name"]) & (schedules.c.next_at == row["next_at"])
+        statement = update(schedules).where(as_seen).values(next_at=next_at, **values).returning(schedules)
+        return _schedule(await connection.execute(statement))
+
+    def _note_unreadable(self, row: RowMapping, error: Exception) -> None:
+        """One row that a newer Warren or a person wrote must not stop the others. Told once."""
+        text = f"{row['name']}: {error}"
+        if text not in self._told:
+            self._told.add(text)
+            log.error("schedule.unreadable", schedule=row["name"], error=str(error))
+
+
+def task_of(schedule: Schedule, tick: float) -> Task:
+    """The task of one tick. Raises ValueError (pydantic.ValidationError) for what makes no task."""
+    at = datetime.fromtimestamp(tick, UTC)
+    return Task(
+        version=1,
+        task_id=uuid5(TICKS, f"{schedule.name} {at.isoformat()}"),
+        agent_type=schedule.agent_type,
+        payload=from_json(schedule.payload),
+        user_id=schedule.user_id,
+        priority=schedule.priority,
+        created_at=at,
+        metadata={"schedule": schedule.name},
+    )
+
+
+def body_of(task: Task) -> bytes:
+    """The body of its message."""
+    return task.model_dump_json(exclude_defaults=True).encode()
+
+
+def _schedule(returned: CursorResult[Any]) -> Schedule | None:
+    row = returned.mappings().one_or_none()
+    return None if row is None else Schedule(**row)
+
+
+def _waiting(task: Task, now: float) -> dict[str, Any]:
+    """A row of `tasks` that the relay publishes at once."""
+    return {
+        "task_id": task.task_id,
+        "life": "",
+        "agent_type": task.agent_type,
+        "user_id": task.user_id,
+        "status": SCHEDULED,
+        "fence": 0,
+        "crashes": 0,
+        "attempts": 0,
+        "dispatch": 0,
+        "created_at": now,
+        "updated_at": now,
+        "due_at": now,
+        "body": body_of(task),
+        "headers": b"{}",
+        "priority": AMQP_PRIORITY[task.priority],
+    }
