@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
+
+from pydantic import JsonValue
+
+from warren.context import Context
 
 
 class Agent:
@@ -31,3 +36,21 @@ class Agent:
 
     async def stop(self) -> None:
         """Clean up. Called once, also for an agent whose `start` failed or whose `check` never got well."""
+
+
+def each_task(factory: Callable[[], Agent]) -> Callable[[JsonValue, Context], Awaitable[JsonValue]]:
+    """A function that makes an instance for each task, and ends it afterwards: to register as an agent.
+
+    app.agent("shout")(each_task(lambda: CommandAgent(["./shout.mjs"])))
+    """
+
+    async def call(payload: JsonValue, ctx: Context) -> JsonValue:
+        agent = factory()
+        try:
+            await agent.start()
+            result: JsonValue = await agent.run(payload, ctx)
+            return result
+        finally:
+            await agent.stop()
+
+    return call

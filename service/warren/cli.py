@@ -33,7 +33,11 @@ from warren.settings import Settings, without_password
 from warren_schemas import Event
 
 APP = Annotated[
-    str, typer.Argument(metavar="MODULE:APP", help="Where the Warren() is, for example examples.hello:app.")
+    str,
+    typer.Argument(
+        metavar="MODULE:APP|FILE.toml",
+        help="Where the Warren() is, for example examples.hello:app, or an agents.toml.",
+    ),
 ]
 
 cli = typer.Typer(

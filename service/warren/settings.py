@@ -16,6 +16,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 KIB = 1024
 MIB = 1024 * KIB
 
+_HARMLESS = frozenset({"PATH", "HOME", "LANG", "TMPDIR", "TZ"})
+
 
 class Settings(BaseSettings):
     """What a worker, a client and the command line can be told. Times are in seconds.
@@ -125,6 +127,19 @@ class DemoSettings(BaseSettings):
 def inherited_environment() -> dict[str, str]:
     """The environment of this process, for one that it starts."""
     return dict(os.environ)
+
+
+def environment_of_a_command() -> dict[str, str]:
+    """What a program that runs tasks gets of the environment: where things are, and the language.
+
+    Not the rest of it, which holds passwords: the broker's, the store's, those of other agents.
+    """
+    return {name: value for name, value in os.environ.items() if name in _HARMLESS or name.startswith("LC_")}
+
+
+def variable(name: str) -> str | None:
+    """A variable of the environment that somebody named, for example in an agents.toml."""
+    return os.environ.get(name)
 
 
 def state_folder() -> Path:
