@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from warren.agents import Agent
+from warren.agents import AgentSpec
 from warren.breaker import State, Valve
 from warren.bus_consumer import Consumer
 
@@ -17,7 +17,7 @@ class Lane:
     `share` is how many of its tasks run at once, out of the worker's prefetch.
     """
 
-    agent: Agent
+    spec: AgentSpec
     share: int
     consumer: Consumer
     valve: Valve

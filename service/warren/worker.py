@@ -10,10 +10,11 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 import structlog
+from pydantic import JsonValue
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from warren.ageing import Ageing
-from warren.agents import Agent, Warren, shares
+from warren.agents import AgentSpec, Warren, shares
 from warren.breaker import State, Valve
 from warren.bus import Connection
 from warren.bus_consumer import Consumer
@@ -25,6 +26,7 @@ from warren.health import Health
 from warren.intake import Intake
 from warren.lanes import Lane
 from warren.loops import Loops
+from warren.pool import Pool
 from warren.relay import Relay
 from warren.runs import Runs, Totals
 from warren.settings import Settings
@@ -64,6 +66,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._relay: Relay | None = None
+        self._health: Health | None = None
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -79,12 +82,16 @@ class Worker:
         settler = Settler(
             self._publisher, self._events, self.settings, self.worker_id, self._declare, self._ledger
         )
-        self._intake = Intake(self.worker_id, self.settings, self._runs, self.totals, settler, self._ledger)
-        self.lanes = {name: self._lane(agent) for name, agent in self._app.agents.items()}
-        ageing = Ageing(self._consuming, settler, self.settings, self._declare)
-        health = Health(
-            self.worker_id, self.lanes, self._runs, self.totals, self._events, self._consuming, self.settings
+        self.pool = Pool(self.settings, self._events.tell)
+        self._intake = Intake(
+            self.worker_id, self.settings, self._runs, self.totals, settler, self._ledger, self.pool
         )
+        self.lanes = {name: self._lane(spec) for name, spec in self._app.agents.items()}
+        ageing = Ageing(self._consuming, settler, self.settings, self._declare)
+        self._health = health = Health(
+            self.worker_id, self.lanes, self._runs, self.totals, self.pool, self._events, self._consuming,
+            self.settings,
+        )  # fmt: skip
         await self._connect_at_once()
         async with Loops() as loops:
             loops.start("publishing connection", self._publishing.supervise())
@@ -92,18 +99,21 @@ class Worker:
             loops.start("events", self._events.run())
             loops.start("heartbeat", health.beat())
             loops.start("event loop lag", health.watch_lag())
+            loops.start("agent recovery", self.pool.recover())
+            loops.start("idle agents", self.pool.retire())
             loops.start("ageing", ageing.run())
             if self._ledger is not None:
                 loops.start("ledger", self._ledger.run())
                 self._relay = Relay(Outbox(self._ledger), self._publisher, self._publishing, self.settings)
                 loops.start("relay", self._relay.run())
             for lane in self.lanes.values():
-                loops.start(f"consumer {lane.agent.agent_type}", lane.consumer.run())
+                loops.start(f"consumer {lane.spec.agent_type}", lane.consumer.run())
             self._start()
             try:
                 await self._work(loops)
             finally:
                 await self._drain(ageing)
+                await self.pool.close()
                 await self._say_goodbye()
         await self._close()
 
@@ -111,6 +121,17 @@ class Worker:
     def running(self) -> int:
         """Tasks in this worker now."""
         return len(self._runs)
+
+    def health(self) -> dict[str, JsonValue]:
+        """What this worker does and how well it is, as JSON: the same that its heartbeats carry.
+
+        Tasks that run and agents in each state, by agent type; messages waiting in the queues, as of the last
+        heartbeat; breakers; totals since the start; lag of the event loop (seconds) and memory (bytes).
+        Raises RuntimeError before `run` has begun to work.
+        """
+        if self._health is None:
+            raise RuntimeError("this worker does not run yet")
+        return self._health.report()
 
     def stop(self) -> None:
         """Drain and end. Called again: release what still runs at once."""
@@ -162,7 +183,7 @@ class Worker:
         for lane in self.lanes.values():
             lane.feed(lane.valve.state)
 
-    def _warn_of_immortals(self, agent: Agent) -> None:
+    def _warn_of_immortals(self, agent: AgentSpec) -> None:
         retries = self.settings.retries if agent.retries is None else agent.retries
         if retries + 1 >= self.settings.breaker_fail_max:
             log.warning(
@@ -237,8 +258,8 @@ class Worker:
     async def _declare(self) -> None:
         await self._declare_on(self._consuming)
 
-    def _lane(self, agent: Agent) -> Lane:
-        name, share = agent.agent_type, self._shares[agent.agent_type]
+    def _lane(self, spec: AgentSpec) -> Lane:
+        name, share = spec.agent_type, self._shares[spec.agent_type]
 
         def deliver(delivery: Delivery) -> None:
             handler = asyncio.create_task(
@@ -248,7 +269,7 @@ class Worker:
             handler.add_done_callback(self._handlers.discard)
 
         return Lane(
-            agent=agent,
+            spec=spec,
             share=share,
             consumer=Consumer(self._consuming, self._names.queue(name), deliver, self._declare),
             valve=Valve(

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ValidationError
 from tests.memories import forgetful
 
 from warren import Context, Warren
-from warren.agents import Agent, shares
+from warren.agent import FunctionAgent, ThreadAgent
+from warren.agents import AgentSpec, shares
 from warren.errors import AgentError
 from warren_schemas import Task
 
@@ -31,7 +32,7 @@ def context() -> Context:
     return Context(task, lambda *_: None, forgetful(task))
 
 
-def register(function: Callable[..., Any], agent_type: str = "a", **options: Any) -> Agent:
+def register(function: Callable[..., Any], agent_type: str = "a", **options: Any) -> AgentSpec:
     app = Warren()
     app.agent(agent_type, **options)(function)
     return app.agents[agent_type]
@@ -92,8 +93,8 @@ class TestSignatures:
     def test_def_and_async_def_are_told_apart(self) -> None:
         def plain(_payload: None) -> None: ...
 
-        assert register(nothing).is_async
-        assert not register(plain).is_async
+        assert type(register(nothing).factory()) is FunctionAgent
+        assert type(register(plain).factory()) is ThreadAgent
 
 
 class TestRefused:
@@ -161,7 +162,7 @@ class TestRefused:
             register(agent)
 
 
-def agents(*concurrency: int | None) -> list[Agent]:
+def agents(*concurrency: int | None) -> list[AgentSpec]:
     return [register(nothing, f"a{index}", concurrency=one) for index, one in enumerate(concurrency)]
 
 

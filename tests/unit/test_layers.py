@@ -22,7 +22,8 @@ LAYERS: Final = {
     "adapters": ("topology", "bus", "bus_*", "broker", "broker_*", "store", "store_*"),
     "engine": (
         "context", "agent", "agents", "breaker", "execution", "wire", "events", "settle", "lanes", "runs",
-        "relay", "health", "ageing", "dead_letters", "memory", "records", "takeover", "intake", "worker",
+        "relay", "health", "ageing", "dead_letters", "memory", "records", "takeover", "pool", "pool_*",
+        "intake", "worker",
     ),
     "edges": (
         "__init__", "client", "client_*", "runtime", "asyncapi", "schemas", "cli", "cli_*", "demo",
