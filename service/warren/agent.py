@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
-from pydantic import JsonValue
-
-from warren.context import Context
+from warren.threads import call_in_thread
 
 
 class Agent:
@@ -21,7 +19,8 @@ class Agent:
             async def stop(self) -> None: ...     # after its last task
 
     Only `run` must be written; its payload and result are validated by their annotations. Each of the four
-    is `async def`. An instance is made without arguments.
+    is `async def`. An instance is made without arguments. The four may be called from different asyncio
+    tasks, `run` and `check` never at the same time.
     """
 
     async def start(self) -> None:
@@ -38,19 +37,20 @@ class Agent:
         """Clean up. Called once, also for an agent whose `start` failed or whose `check` never got well."""
 
 
-def each_task(factory: Callable[[], Agent]) -> Callable[[JsonValue, Context], Awaitable[JsonValue]]:
-    """A function that makes an instance for each task, and ends it afterwards: to register as an agent.
+class FunctionAgent(Agent):
+    """An `async def` function as an agent: it has nothing to start, check or stop."""
 
-    app.agent("shout")(each_task(lambda: CommandAgent(["./shout.mjs"])))
-    """
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
 
-    async def call(payload: JsonValue, ctx: Context) -> JsonValue:
-        agent = factory()
-        try:
-            await agent.start()
-            result: JsonValue = await agent.run(payload, ctx)
-            return result
-        finally:
-            await agent.stop()
+    async def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return await self._function(*args, **kwargs)
 
-    return call
+
+class ThreadAgent(FunctionAgent):
+    """A plain `def` function as an agent, called in a thread."""
+
+    async def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function in a thread of its own."""
+        return await call_in_thread(lambda: self._function(*args, **kwargs))

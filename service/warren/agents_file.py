@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from warren.agent import Agent, each_task
+from warren.agent import Agent
 from warren.agents import Warren
 from warren.command_agent import KILL_GRACE, RETRY_AFTER, CommandAgent
 from warren.errors import AgentError, CommandFailed, ConfigurationError
@@ -103,14 +103,14 @@ def load(path: Path) -> Warren:
         where = f"{path}: [agents.{name}]"
         declared = _declared(where, table)
         try:
-            agent = each_task(declared.factory(path.parent.absolute()))
-            app.agent(
+            app.register(
                 name,
+                declared.factory(path.parent.absolute()),
                 timeout=declared.timeout,
                 concurrency=declared.concurrency,
                 retries=declared.retries,
                 every=declared.every,
-            )(agent)
+            )
         except (AgentError, CommandFailed) as error:
             raise ConfigurationError(f"{where}: {error}") from error
     return app

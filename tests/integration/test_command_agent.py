@@ -18,7 +18,6 @@ from tests.languages import EXAMPLES, context, descriptors, processes_of, proces
 from tests.rig import Rig, eventually
 
 from warren import CommandAgent, Context, Reject, RetryAfter, Warren, runtime
-from warren.agent import each_task
 from warren.errors import CommandFailed, TaskFailed
 from warren.failure import Failure
 
@@ -321,7 +320,7 @@ def test_a_lost_exit_status_is_no_success(run: Run) -> None:
 def app_of(agent: CommandAgent, **options: Any) -> Warren:
     """An application with one agent, `command`."""
     app = Warren()
-    app.agent("command", **options)(each_task(lambda: agent))
+    app.register("command", lambda: agent, **options)
     return app
 
 
@@ -406,7 +405,7 @@ async def _has(rig: Rig, count: int) -> bool:
 
 async def test_the_shell_example_counts_words(rig: Rig) -> None:
     app = Warren()
-    app.agent("word-count")(each_task(lambda: CommandAgent(["./word_count.sh"], cwd=EXAMPLES)))
+    app.register("word-count", lambda: CommandAgent(["./word_count.sh"], cwd=EXAMPLES))
     async with rig.worker(app), rig.client() as client:
         for text, words in {
             "to be or not to be": 6,

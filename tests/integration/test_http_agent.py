@@ -17,7 +17,6 @@ from tests.languages import EXAMPLES, context, descriptors
 from tests.rig import Rig, eventually
 
 from warren import Context, HttpAgent, Reject, RetryAfter, Warren
-from warren.agent import each_task
 from warren.errors import HttpFailed, TaskFailed
 
 SECRET = "do-not-print-me"
@@ -79,7 +78,12 @@ def answer(status: str, body: bytes = b"", *headers: str, length: int | None = N
 
 async def call(url: str, payload: Any = None, ctx: Context | None = None, **options: Any) -> Any:
     """Run an agent once, from its start to its stop."""
-    return await each_task(lambda: HttpAgent(url, **options))(payload, ctx or context())
+    agent = HttpAgent(url, **options)
+    try:
+        await agent.start()
+        return await agent.run(payload, ctx or context())
+    finally:
+        await agent.stop()
 
 
 async def test_the_payload_is_posted_and_the_answer_is_the_result() -> None:
@@ -256,7 +260,7 @@ async def test_a_payload_that_json_cannot_say_is_rejected() -> None:
 def app_of(make: Callable[[], HttpAgent], **options: Any) -> Warren:
     """An application with one agent, `http`."""
     app = Warren()
-    app.agent("http", **options)(each_task(make))
+    app.register("http", make, **options)
     return app
 
 

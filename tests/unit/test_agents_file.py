@@ -50,8 +50,8 @@ async def test_paths_are_relative_to_the_file(file: Path, monkeypatch: pytest.Mo
         'pass_env = ["KEY"]\nenv = { MODEL = "small" }\n'
     )
     agents = runtime.load(str(file)).agents
-    assert await agents["here"].function(None, context()) == [str(file.parent), "", ""]
-    assert await agents["there"].function(None, context()) == [
+    assert await agents["here"].factory().run(None, context()) == [str(file.parent), "", ""]
+    assert await agents["there"].factory().run(None, context()) == [
         str(file.parent / "bin"),
         "from outside",
         "small",
