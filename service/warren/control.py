@@ -103,10 +103,6 @@ class Control:
             self._cancel(task_id)
             self._look_from = max(self._look_from, moment - OVERLAP)
 
-    async def close(self) -> None:
-        """Hear no more."""
-        await self._consumer.close()
-
     async def _declare(self) -> None:
         await self._connection.declare(self._wanted)
 

@@ -11,7 +11,6 @@ from typing import Final
 
 import structlog
 from pydantic import JsonValue
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from warren.ageing import Ageing
 from warren.agents import AgentSpec, Warren, shares
@@ -21,7 +20,6 @@ from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
 from warren.control import Control
-from warren.desk import Desk
 from warren.errors import BrokerUnavailable, StoreUnavailable
 from warren.events import Events
 from warren.fleet import Fleet
@@ -30,17 +28,12 @@ from warren.intake import Intake
 from warren.lanes import Lane, Slots
 from warren.loops import Loops
 from warren.pool import Pool
-from warren.relay import Relay
+from warren.remembering import Remembering
 from warren.runs import Runs, Totals
-from warren.scheduler import Scheduler, warn_of_the_unscheduled
+from warren.scheduler import warn_of_the_unscheduled
 from warren.settings import Settings
 from warren.settle import Settler
 from warren.sharing import Sharing
-from warren.store import Store
-from warren.store_control import Board
-from warren.store_ledger import Ledger
-from warren.store_outbox import Outbox
-from warren.store_schedules import Schedules
 from warren.topology import Names, topology
 
 log = structlog.get_logger(__name__)
@@ -72,9 +65,6 @@ class Worker:
         self._handlers: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._relay: Relay | None = None
-        self._board: Board | None = None
-        self._desk: Desk | None = None
         self._fleet: Fleet | None = None
         self._health: Health | None = None
 
@@ -85,14 +75,16 @@ class Worker:
         # A channel of their own: what is refused closes it, and must not disturb results and dead letters.
         self._events = Events(Publisher(self._publishing), self._names, self.worker_id)
         async with AsyncExitStack() as stack:
-            self._ledger = await self._open_ledger(stack)
-            await self._run()
+            remembering = await Remembering.open(stack, self.settings, self.worker_id, self._store_changed)
+            if remembering is None:
+                warn_of_the_unscheduled(self._app.agents.values())
+            await self._run(remembering)
 
-    async def _run(self) -> None:
-        settler = Settler(
-            self._publisher, self._events, self.settings, self.worker_id, self._declare, self._ledger
-        )
-        control = Control(self._consuming, self._names, self.lanes, self._runs, self._board)
+    async def _run(self, remembering: Remembering | None) -> None:
+        ledger = remembering.ledger if remembering else None
+        board = remembering.board if remembering else None
+        settler = Settler(self._publisher, self._events, self.settings, self.worker_id, self._declare, ledger)
+        control = Control(self._consuming, self._names, self.lanes, self._runs, board)
         self.pool = Pool(self.settings, self._events.tell)
         self._intake = Intake(
             self.worker_id,
@@ -100,7 +92,7 @@ class Worker:
             self._runs,
             self.totals,
             settler,
-            self._ledger,
+            ledger,
             control.is_cancelled,
             self.pool,
         )
@@ -128,21 +120,22 @@ class Worker:
             loops.start("lost peers", fleet.watch())
             loops.start("control", control.listen())
             loops.start("control in the store", control.refresh())
-            if self._ledger is not None:
-                loops.start("ledger", self._ledger.run())
-                self._relay = Relay(Outbox(self._ledger), self._publisher, self._publishing, self.settings)
-                loops.start("relay", self._relay.run())
-                loops.start("scheduler", self._scheduler(self._ledger).run())
-            if self._ledger is not None and self.settings.dead_letter_desk:
-                self._desk = Desk(self._consuming, self._ledger, self._names, self._declare)
-                loops.start("dead-letter desk", self._desk.run())
+            if remembering is not None:
+                remembering.start(
+                    loops,
+                    self._app.agents.values(),
+                    self._publisher,
+                    self._publishing,
+                    self._consuming,
+                    self._declare,
+                )
             for lane in self.lanes.values():
                 loops.start(f"consumer {lane.spec.agent_type}", lane.consumer.run())
             self._start()
             try:
                 await self._work(loops)
             finally:
-                await self._drain(ageing)
+                await self._drain(ageing, remembering)
                 await self.pool.close()
                 await self._say_goodbye()
         await self._close()
@@ -173,26 +166,6 @@ class Worker:
         if self._stopping.is_set():
             self._hurry.set()
         self._stopping.set()
-
-    async def _open_ledger(self, stack: AsyncExitStack) -> Ledger | None:
-        """The ledger, where there is a store. One that is not there yet is waited for."""
-        store = Store.of(self.settings)
-        if store is None:
-            warn_of_the_unscheduled(self._app.agents.values())
-            return None
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(StoreUnavailable),
-            wait=wait_random_exponential(multiplier=0.2, max=self.settings.reconnect_max_delay),
-            before_sleep=lambda state: log.warning(
-                "store.awaited", error=str(state.outcome and state.outcome.exception())
-            ),
-        )
-        await retrying(stack.enter_async_context, store)
-        self._board = Board(store)
-        return Ledger(store, self.worker_id, self._store_changed)
-
-    def _scheduler(self, ledger: Ledger) -> Scheduler:
-        return Scheduler(Schedules(ledger.store, ledger.surely), self._app.agents.values())
 
     def _store_changed(self, up: bool, reason: str) -> None:  # noqa: FBT001 - a callback's signature
         """Without the store nothing can end, so nothing more is taken in."""
@@ -242,7 +215,7 @@ class Worker:
         if failing in done:
             failing.result()
 
-    async def _drain(self, ageing: Ageing) -> None:
+    async def _drain(self, ageing: Ageing, remembering: Remembering | None) -> None:
         """Stop consuming, let running tasks finish in time, release the rest, in this order."""
         self._events.tell("worker", self.worker_id, "draining", details={"running": len(self._runs)})
         log.info("worker.draining", running=len(self._runs), drain_timeout_s=self.settings.drain_timeout)
@@ -261,10 +234,8 @@ class Worker:
         self._runs.release(lambda _: True)
         await asyncio.wait({rest}, timeout=LAST_WORDS)
         await ageing.drain(LAST_WORDS)
-        if self._relay is not None:
-            await self._relay.drain(LAST_WORDS)
-        if self._desk is not None:
-            await self._desk.drain(LAST_WORDS)
+        if remembering is not None:
+            await remembering.drain(LAST_WORDS)
         for waiting in (hurry, rest):
             waiting.cancel()
         for handler in tuple(self._handlers):

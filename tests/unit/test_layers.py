@@ -24,7 +24,7 @@ LAYERS: Final = {
         "context", "agent", "agents", "breaker", "execution", "wire", "events", "settle", "lanes", "runs",
         "relay", "sharing", "control", "health", "ageing", "dead_letters", "memory", "records", "takeover",
         "pool", "pool_*", "intake", "scheduler", "desk", "replay", "replay_edit", "peers", "fleet",
-        "overview", "worker", "command_agent", "command_process", "http_agent",
+        "overview", "remembering", "worker", "command_agent", "command_process", "http_agent",
     ),
     "edges": (
         "__init__", "client", "client_*", "runtime", "agents_file", "asyncapi", "schemas", "cli", "cli_*",

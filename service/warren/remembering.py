@@ -1,0 +1,90 @@
+"""What a worker with a store does beside its tasks: ledger, relay, schedules, dead-letter desk."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from typing import Self
+
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from warren.agents import AgentSpec
+from warren.bus import Connection
+from warren.bus_publisher import Publisher
+from warren.desk import Desk
+from warren.errors import StoreUnavailable
+from warren.loops import Loops
+from warren.relay import Relay
+from warren.scheduler import Scheduler
+from warren.settings import Settings
+from warren.store import Store
+from warren.store_control import Board
+from warren.store_ledger import Ledger
+from warren.store_outbox import Outbox
+from warren.store_schedules import Schedules
+from warren.topology import Names
+
+log = structlog.get_logger(__name__)
+
+
+class Remembering:
+    """A store that is open, and the loops of one worker that work on it."""
+
+    def __init__(self, store: Store, ledger: Ledger, settings: Settings) -> None:
+        self.ledger, self.board = ledger, Board(store)
+        self._settings = settings
+        self._relay: Relay | None = None
+        self._desk: Desk | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        stack: AsyncExitStack,
+        settings: Settings,
+        worker_id: str,
+        on_change: Callable[[bool, str], None],
+    ) -> Self | None:
+        """Open the store, or None where the settings name none. One that is not there yet is waited for.
+
+        `on_change(up, reason)` is told when it goes away and comes back. Raises StoreUnusable.
+        """
+        store = Store.of(settings)
+        if store is None:
+            return None
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            wait=wait_random_exponential(multiplier=0.2, max=settings.reconnect_max_delay),
+            before_sleep=_tell,
+        )
+        await retrying(stack.enter_async_context, store)
+        return cls(store, Ledger(store, worker_id, on_change), settings)
+
+    def start(
+        self,
+        loops: Loops,
+        agents: Iterable[AgentSpec],
+        publisher: Publisher,
+        publishing: Connection,
+        consuming: Connection,
+        declare: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Start the loops."""
+        self._relay = Relay(Outbox(self.ledger), publisher, publishing, self._settings)
+        loops.start("ledger", self.ledger.run())
+        loops.start("relay", self._relay.run())
+        schedules = Schedules(self.ledger.store, self.ledger.surely)
+        loops.start("scheduler", Scheduler(schedules, agents).run())
+        if self._settings.dead_letter_desk:
+            self._desk = Desk(consuming, self.ledger, Names(self._settings.namespace), declare)
+            loops.start("dead-letter desk", self._desk.run())
+
+    async def drain(self, seconds: float) -> None:
+        """Begin nothing more, and give each loop this long for what is under way."""
+        for loop in (self._relay, self._desk):
+            if loop is not None:
+                await loop.drain(seconds)
+
+
+def _tell(state: RetryCallState) -> None:
+    log.warning("store.awaited", error=str(state.outcome and state.outcome.exception()))
