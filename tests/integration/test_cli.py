@@ -164,7 +164,7 @@ async def test_what_fails_is_told_and_gives_exit_status_1(rig: Rig, app_file: Pa
     assert "not submitted: no queue takes agent type 'echo'" in err
     worker = await start_cli("worker", f"{app_file}:app", **where)
     async with rig.client() as client:
-        await eventually(lambda: _has_queue(rig), "the worker is there")
+        await eventually(lambda: _is_consumed(rig), "the worker is there")
         assert await client.run("echo", 1, timeout=20) == 1
     code, out, _ = await cli("submit", "echo", "--file", "-", "--wait", stdin='{"payload": -1}\n', **where)
     [result] = [json.loads(line) for line in out.splitlines()]
@@ -177,13 +177,13 @@ async def test_what_fails_is_told_and_gives_exit_status_1(rig: Rig, app_file: Pa
     assert entries[-1]["succeeded"] == 1
 
 
-async def _has_queue(rig: Rig) -> bool:
+async def _is_consumed(rig: Rig) -> bool:
     async with rig.plain() as channel:
         try:
-            await channel.queue_declare(rig.names.queue("echo"), passive=True)
+            queue = await channel.queue_declare(rig.names.queue("echo"), passive=True)
         except Exception:
             return False
-        return True
+        return bool(queue.consumer_count)  # it is bound before it is consumed
 
 
 async def test_events_are_shown_as_they_happen_until_there_were_enough(rig: Rig) -> None:
