@@ -20,7 +20,7 @@ from warren.runs import Run, Runs, Totals
 from warren.settings import Settings
 from warren.settle import Settler
 from warren.store_ledger import Entry, Ledger
-from warren.takeover import Takeover
+from warren.takeover import Takeover, may_have_run
 from warren.wire import Key, attempts_of, decode, key_of
 from warren_schemas import Task
 
@@ -69,7 +69,7 @@ class Intake:
         run = self._new_run(key, task, lane, delivery)
         self._runs.begin(run)
         try:
-            if self._takeover is None:
+            if self._takeover is None or not may_have_run(delivery):
                 run.outcome = await self._outcome_of(run, lane.slots)
                 await self._settle(run, lane)
                 return

@@ -10,6 +10,7 @@ from typing import Any
 from warren.execution import Dead, Outcome, Succeeded
 from warren.failure import Failure
 from warren.store_ledger import Entry
+from warren.store_schema import SUCCEEDED
 from warren.wire import Key
 from warren_schemas import Task
 
@@ -31,7 +32,17 @@ def begun(task: Task, key: Key, worker_id: str) -> Entry:
 def ended(run: Entry, outcome: Succeeded | Dead) -> Entry:
     """The run with its end."""
     if isinstance(outcome, Succeeded):
-        return replace(run, status="succeeded", attempts=outcome.attempts, result=outcome.result)
+        return Entry(
+            run.task_id,
+            run.life,
+            run.agent_type,
+            run.user_id,
+            SUCCEEDED,
+            run.fence,
+            outcome.attempts,
+            run.worker_id,
+            outcome.result,
+        )
     return replace(
         run,
         status="dead",

@@ -51,7 +51,7 @@ class Takeover:
 
     async def _admit(self, run: Run, alone: AsyncExitStack) -> Outcome | None:
         delivery = run.deliveries[0]
-        if not _may_have_run(delivery):
+        if not may_have_run(delivery):
             return None
         if (
             delivery.was_dropped
@@ -82,6 +82,6 @@ class Takeover:
         return Dead("poison", failure, run.execution.attempts, now, now)
 
 
-def _may_have_run(delivery: Delivery) -> bool:
+def may_have_run(delivery: Delivery) -> bool:
     """Only these pay for a look-up: copies, tasks with attempts behind them, replays."""
     return delivery.may_be_second_copy or attempts_of(delivery.headers) > 0 or REPLAY in delivery.headers
