@@ -10,7 +10,7 @@ from typing import Any
 from warren.execution import Dead, Outcome, Succeeded
 from warren.failure import Failure
 from warren.store_ledger import Entry
-from warren.store_schema import SUCCEEDED
+from warren.store_schema import LARGEST, SUCCEEDED, fitting, tasks
 from warren.wire import Key
 from warren_schemas import Task
 
@@ -19,9 +19,9 @@ def begun(task: Task, key: Key, worker_id: str) -> Entry:
     """The identity of a run that has not ended, with no fence taken."""
     return Entry(
         task_id=key.task_id,
-        life=key.replay,
+        life=fitting(key.replay, tasks.c.life),
         agent_type=task.agent_type,
-        user_id=task.user_id,
+        user_id=fitting(task.user_id, tasks.c.user_id),
         status="running",
         fence=0,
         attempts=0,
@@ -39,14 +39,14 @@ def ended(run: Entry, outcome: Succeeded | Dead) -> Entry:
             run.user_id,
             SUCCEEDED,
             run.fence,
-            outcome.attempts,
+            min(outcome.attempts, LARGEST),
             run.worker_id,
             outcome.result,
         )
     return replace(
         run,
         status="dead",
-        attempts=outcome.attempts,
+        attempts=min(outcome.attempts, LARGEST),
         reason=outcome.reason,
         error_type=outcome.failure.error_type,
         error_message=outcome.failure.message,

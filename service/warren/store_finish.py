@@ -14,7 +14,7 @@ from sqlalchemy import and_, bindparam, func, literal_column, null, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from warren.store import Store
-from warren.store_schema import SUCCEEDED, tasks
+from warren.store_schema import SUCCEEDED, fitting, tasks
 
 # What the end of a run says of its task; what was kept to publish it again stays as it is.
 IDENTITY: Final = ("task_id", "life", "agent_type", "user_id", "status", "fence", "attempts", "worker_id")
@@ -102,7 +102,16 @@ class Postgresql:
         return [entry.task_id in won for entry in group]
 
 
-_good_values, _any_values = attrgetter(*GOOD_END), attrgetter(*ANY_END)
+_good_values, _failure = attrgetter(*GOOD_END), attrgetter(*FAILURE)
+
+
+def _any_values(entry: Entry) -> tuple[Any, ...]:
+    """The values of ANY_END; what a failure says of itself may be any text."""
+    texts = (
+        fitting(value, tasks.c[name]) if isinstance(value, str) else value
+        for name, value in zip(FAILURE, _failure(entry), strict=True)
+    )
+    return (*_good_values(entry), *texts)
 
 
 def _unless_overtaken(statement: Any) -> Any:
@@ -121,7 +130,9 @@ def _unless_overtaken(statement: Any) -> Any:
 
 def _sqlite_statement(columns: Sequence[str]) -> str:
     """The statement as text, with a place for each of the columns, in their order, and twice for the time."""
-    values: dict[str, Any] = {name: bindparam(name) for name in (*columns, *WRITTEN)} | {"crashes": literal_column("0")}
+    values: dict[str, Any] = {name: bindparam(name) for name in (*columns, *WRITTEN)} | {
+        "crashes": literal_column("0")
+    }
     statement = _unless_overtaken(sqlite.insert(tasks).values(values))
     compiled = statement.compile(dialect=sqlite.dialect(paramstyle="qmark"))
     assert compiled.positiontup == [*columns, "finished_at", "updated_at"]
