@@ -34,8 +34,9 @@ format: environment  ## Format the code and fix what can be fixed
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
 
-bench: environment broker  ## Measure throughput against the bare AMQP library
+bench: environment broker  ## Measure throughput against the bare libraries; ARGS="--rounds 3" for the first
 	$(RUN) python benchmarks/throughput.py $(ARGS)
+	$(RUN) python -m benchmarks.store
 
 schemas: environment  ## Write the JSON Schemas and the AsyncAPI document anew from the models
 	$(RUN) warren schema --write schemas/

@@ -40,6 +40,7 @@ from warren_schemas import Task
 
 CONSUME_PROMISE = 0.6
 PUBLISH_PROMISE = 0.8
+STORE_PROMISE = 0.85
 AGENT_TYPE = "noop"
 
 out = Console()
@@ -202,7 +203,7 @@ async def clean_up(settings: Settings, url: str) -> None:
 
 
 async def measure(settings: Settings, url: str, count: int, times: int) -> bool:
-    """Print the table; True when both promises hold."""
+    """Print the table; True when the promises hold."""
     try:
         publish_raw_s, publish_s, consume_raw_s, consume_s, stored_s = await rounds(
             settings, url, count, times
@@ -214,7 +215,7 @@ async def measure(settings: Settings, url: str, count: int, times: int) -> bool:
     for name, raw, ours, promise in (
         ("consume", consume_raw_s, consume_s, CONSUME_PROMISE),
         ("publish", publish_raw_s, publish_s, PUBLISH_PROMISE),
-        ("consume with a store, against without", consume_s, stored_s, 0.0),
+        ("consume with a store, against without", consume_s, stored_s, STORE_PROMISE),
     ):
         ratio = statistics.median(mine / bare for mine, bare in zip(ours, raw, strict=True))
         good = good and ratio >= promise
@@ -223,7 +224,7 @@ async def measure(settings: Settings, url: str, count: int, times: int) -> bool:
             f"{statistics.median(raw):.0f}",
             f"{statistics.median(ours):.0f}",
             f"{ratio:.2f}",
-            f"{promise:.2f}" if promise else "none yet",
+            f"{promise:.2f}",
         )
     out.print(table)
     return good

@@ -74,7 +74,7 @@ class Intake:
         run = self._new_run(key, task, lane, delivery)
         self._runs.begin(run)
         try:
-            if self._takeover is None:
+            if self._takeover is None or not self._takeover.concerns(run):
                 run.outcome = await self._outcome_of(run, lane.slots)
                 await self._settle(run, lane)
                 return

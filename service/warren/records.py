@@ -11,6 +11,7 @@ from warren.execution import Cancelled, Dead, Outcome, RetryLater, Succeeded
 from warren.failure import Failure
 from warren.store_ledger import Entry
 from warren.store_outbox import Setback
+from warren.store_schema import LARGEST, SUCCEEDED, fitting, tasks
 from warren.wire import Key
 from warren_schemas import Task
 
@@ -19,9 +20,9 @@ def begun(task: Task, key: Key, worker_id: str) -> Entry:
     """The identity of a run that has not ended, with no fence taken."""
     return Entry(
         task_id=key.task_id,
-        life=key.replay,
+        life=fitting(key.replay, tasks.c.life),
         agent_type=task.agent_type,
-        user_id=task.user_id,
+        user_id=fitting(task.user_id, tasks.c.user_id),
         status="running",
         fence=0,
         attempts=0,
@@ -32,11 +33,21 @@ def begun(task: Task, key: Key, worker_id: str) -> Entry:
 def ended(run: Entry, outcome: Succeeded | Dead) -> Entry:
     """The run with its end."""
     if isinstance(outcome, Succeeded):
-        return replace(run, status="succeeded", attempts=outcome.attempts, result=outcome.result)
+        return Entry(
+            run.task_id,
+            run.life,
+            run.agent_type,
+            run.user_id,
+            SUCCEEDED,
+            run.fence,
+            min(outcome.attempts, LARGEST),
+            run.worker_id,
+            outcome.result,
+        )
     return replace(
         run,
         status="dead",
-        attempts=outcome.attempts,
+        attempts=min(outcome.attempts, LARGEST),
         reason=outcome.reason,
         error_type=outcome.failure.error_type,
         error_message=outcome.failure.message,
@@ -53,9 +64,9 @@ def setback(later: RetryLater) -> Setback | None:
     if failure is None or first is None or last is None:
         return None
     return Setback(
-        error_type=failure.error_type,
-        error_message=failure.message,
-        traceback=failure.traceback,
+        error_type=fitting(failure.error_type, tasks.c.error_type),
+        error_message=fitting(failure.message, tasks.c.error_message),
+        traceback=fitting(failure.traceback, tasks.c.traceback),
         fingerprint=failure.fingerprint,
         first_failed_at=first.timestamp(),
         last_failed_at=last.timestamp(),

@@ -6,7 +6,7 @@ that it came in.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, cast
 
 from sqlalchemy import (
     Column,
@@ -38,6 +38,9 @@ CANCELLED: Final = "cancelled"
 DISCARDED: Final = "discarded"
 """Dead, and somebody has decided that it stays so."""
 FINAL: Final = (SUCCEEDED, DEAD, CANCELLED, DISCARDED)
+
+LARGEST: Final = 2**31 - 1
+"""What fits into an Integer of PostgreSQL."""
 
 tasks = Table(
     "tasks",
@@ -163,3 +166,14 @@ pauses = Table(
     Column("agent_type", String(63), primary_key=True),
     Column("paused_at", Float, nullable=False),
 )
+
+
+def fitting(text: str, column: Column[Any]) -> str:
+    """The text as every database takes it into this column.
+
+    PostgreSQL refuses NUL and what is too long, and no database has a place for half a surrogate pair.
+    """
+    limit = cast("String", column.type).length
+    if text.isascii() and "\0" not in text:
+        return text if limit is None else text[:limit]
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")[:limit]

@@ -31,6 +31,10 @@ class Takeover:
         self._ledger, self._settings, self._is_cancelled = ledger, settings, is_cancelled
         self._alone = asyncio.Semaphore(1)
 
+    def concerns(self, run: Run) -> bool:
+        """Whether the task has to be looked up before it runs; most need not, and pay nothing."""
+        return _may_have_run(run.deliveries[0]) or self._is_cancelled(run.key.task_id)
+
     @asynccontextmanager
     async def admitted(self, run: Run) -> AsyncIterator[Outcome | None]:
         """Admit a run; what it yields is the outcome of a task that must not run, or None.
@@ -52,7 +56,7 @@ class Takeover:
 
     async def _admit(self, run: Run, alone: AsyncExitStack) -> Outcome | None:
         delivery = run.deliveries[0]
-        if not _may_have_run(delivery) and not self._is_cancelled(run.key.task_id):
+        if not self.concerns(run):
             return None
         if (
             delivery.was_dropped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,14 +13,14 @@ from uuid import UUID, uuid4
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from tests.stores import Cluster, new_database
 
-from warren.errors import FenceLost
+from warren.errors import FenceLost, StoreUnavailable
 from warren.store import Store
 from warren.store_archive import Archive
 from warren.store_ledger import Entry, Ledger
-from warren.store_schema import metadata
+from warren.store_schema import metadata, tasks
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -82,6 +83,85 @@ async def test_whoever_lost_the_fence_changes_nothing(ledger: Ledger) -> None:
     assert await ledger.finish(newest)
 
 
+async def test_winners_and_losers_in_one_group(ledger: Ledger) -> None:
+    """All of these are written by one commit: what one of them loses changes nothing for the others."""
+    ended, overtaken = entry(), entry(status="dead", result=None, reason="exhausted")
+    assert await ledger.finish(ended)
+    taken = await ledger.claim(overtaken.task_id, "", "greet", "default", crashed=False)
+    group = [
+        entry(),
+        replace(ended, result=b'"Bye"'),
+        entry(status="dead", result=None, reason="exhausted", error_type="ValueError"),
+        overtaken,
+        replace(entry(), fence=0, life="0199"),
+        replace(ended, life="0199", status="dead", result=None, reason="rejected"),
+    ]
+    assert await asyncio.gather(*map(ledger.finish, group[:5])) == [True, False, True, False, True]
+    assert await ledger.finish(group[5])
+    assert await ledger.finish(replace(overtaken, fence=taken.fence))
+    kept = [
+        (await ledger.claim(one.task_id, one.life, "greet", "default", crashed=True)).kept for one in group
+    ]
+    assert [row and row["status"] for row in kept] == [
+        "succeeded",
+        "dead",
+        "dead",
+        "dead",
+        "succeeded",
+        "dead",
+    ]
+    assert [row and row["result"] for row in kept][:2] == [b'"Hello"', None]
+
+
+async def test_a_good_end_leaves_nothing_of_an_earlier_failure(ledger: Ledger) -> None:
+    failed = entry(status="dead", result=None, reason="exhausted", error_type="ValueError", traceback="…")
+    assert await ledger.finish(failed)
+    claim = await ledger.claim(failed.task_id, "0199", "greet", "default", crashed=False)
+    again = entry(failed.task_id, life="0199", fence=claim.fence)
+    assert await ledger.finish(again)
+    row = (await ledger.claim(failed.task_id, "0199", "greet", "default", crashed=True)).kept
+    assert row is not None
+    assert (row["status"], row["reason"], row["error_type"], row["traceback"]) == ("succeeded", *[None] * 3)
+
+
+async def test_an_end_leaves_what_is_needed_to_publish_the_task(url: str) -> None:
+    kept = {
+        "body": b"{}",
+        "headers": b"{}",
+        "priority": 6,
+        "reply_to": "answers",
+        "correlation_id": "7",
+        "idempotency_key": "once",
+        "created_at": 1.0,
+        "dispatch": 3,
+        "checkpoint": b"[1]",
+        "former_fingerprint": "abc",
+    }
+    runs = [entry(), entry(status="dead", result=None, user_id="other")]
+    async with ledger_of(url) as ledger, Store(url) as store:
+        for run in runs:
+            await ledger.checkpoint(run, b"[1]")
+            waits = kept | {"due_at": 2.0, "leased_until": 3.0, "idempotency_key": run.status}
+            async with store.transaction() as connection:
+                await connection.execute(tasks.update().where(tasks.c.task_id == run.task_id).values(**waits))
+        assert await asyncio.gather(*map(ledger.finish, runs)) == [True, True]
+        for run in runs:
+            async with store.transaction() as connection:
+                query = select(tasks).where(tasks.c.task_id == run.task_id)
+                row = (await connection.execute(query)).mappings().one()
+            assert {name: row[name] for name in kept} == kept | {"idempotency_key": run.status}
+            assert (row["due_at"], row["leased_until"], row["status"]) == (None, None, run.status)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "x" * 300, "\ud800", "ü\0" * 200])
+async def test_text_of_any_kind_can_be_written(ledger: Ledger, text: str) -> None:
+    run = entry(status="dead", result=None, error_type=text, error_message=text, traceback=text)
+    ledger.note_attempt(run, 2**40, text, text)
+    assert await ledger.finish(run)
+    claim = await ledger.claim(run.task_id, text, "greet", text, crashed=False)
+    assert claim.kept is None
+
+
 async def test_steps_and_checkpoint_survive_their_run(ledger: Ledger) -> None:
     run = entry()
     await ledger.remember(run, "fetch", b"[1,2]")
@@ -117,6 +197,18 @@ async def test_two_that_claim_at_once_get_two_fences(url: str) -> None:
             *(ledger.claim(run.task_id, "", "greet", "default", crashed=False) for ledger in (one, two) * 5)
         )
     assert sorted(claim.fence for claim in claims) == list(range(1, 11))
+
+
+async def test_a_trip_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def act(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO steps VALUES ('1', 'a', x'00', 'worker-1', 0)")
+        connection.execute("INSERT INTO nowhere VALUES (1)")
+
+    async with Store(f"sqlite:///{tmp_path / 'store.db'}") as store:
+        with pytest.raises(StoreUnavailable, match="no such table: nowhere"):
+            await store.in_thread(act)
+        left = await store.in_thread(lambda connection: connection.execute("SELECT * FROM steps").fetchall())
+    assert left == []
 
 
 async def test_migrating_twice_changes_nothing(url: str) -> None:
