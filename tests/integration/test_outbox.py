@@ -187,10 +187,12 @@ async def test_the_live_message_does_not_go_with_a_stale_one_that_is_being_looke
     row = """INSERT INTO tasks (task_id, life, agent_type, user_id, status, fence, crashes, attempts,
     updated_at, dispatch) VALUES (?, '', 'note', 'default', 'published', 0, 0, 0, 0, 2)"""
     async with rig.worker(app, store_url=store) as worker, rig.plain() as channel:
+        file = store.removeprefix("sqlite:///")
         with closing(
-            sqlite3.connect(store.removeprefix("sqlite:///"), isolation_level=None, timeout=30)
+            sqlite3.connect(file, isolation_level=None, timeout=30, check_same_thread=False)
         ) as lock:
-            lock.execute("BEGIN IMMEDIATE")
+            # In a thread: whoever holds the lock now needs the event loop to give it back.
+            await asyncio.to_thread(lock.execute, "BEGIN IMMEDIATE")
             for number in (1, 2):
                 await publish(channel, rig.names.tasks, "note", body, headers={DISPATCH: number})
             await eventually(lambda: worker.totals.delivered == 2, "both wait for the store")
