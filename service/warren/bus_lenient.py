@@ -1,4 +1,4 @@
-"""Properties that pamqp refuses to read or to write, handled all the same.
+"""What pamqp and aiormq make of strange input and lost connections, put right.
 
 RabbitMQ passes on text that is not UTF-8 and times that no calendar has. pamqp raises on them, and aiormq
 then drops the connection, with everything that was delivered on it; the broker delivers the same message
@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
+from aiormq.base import FutureStore
+from aiormq.exceptions import ChannelInvalidStateError
 from pamqp import decode
 from pamqp.encode import encode_table_value
 
@@ -29,10 +31,23 @@ HEADERS_ROOM = 100 * 1024
 
 
 def install() -> None:
-    """Have pamqp decode leniently, in the whole process."""
+    """Have pamqp decode leniently and aiormq give reasons, in the whole process."""
     decode.METHODS["shortstr"] = _short_string
     decode.METHODS["timestamp"] = _lenient(decode.timestamp, lambda _: (TIMESTAMP_BYTES, None))
+    setattr(FutureStore, "reject_all", _with_a_reason(FutureStore.reject_all))  # noqa: B010
     decode.METHODS["table"] = _lenient(decode.field_table, lambda value: (_table_length(value), {}))
+
+
+def _with_a_reason(reject_all: Callable[..., Any]) -> Any:
+    """Whoever waits for a connection that is lost gets aiormq's own error, not a bare Exception.
+
+    That is what aiormq throws where it knows no reason, and nobody can tell it from a mistake of ours.
+    """
+
+    def reject(store: FutureStore, exception: Any) -> Any:
+        return reject_all(store, exception or ChannelInvalidStateError("the connection was lost"))
+
+    return reject
 
 
 def _short_string(value: bytes) -> tuple[int, str]:

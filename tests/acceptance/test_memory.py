@@ -29,6 +29,7 @@ def memory(tmp_path: Path) -> dict[str, Any]:
     return {
         "store_url": f"sqlite:///{tmp_path / 'store.db'}",
         "target": "tests.acceptance.memory_agents:app",
+        "dead_letter_desk": False,
     }
 
 

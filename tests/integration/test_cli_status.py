@@ -43,7 +43,7 @@ async def test_it_shows_the_fleet_once(rig: Rig) -> None:
             "waiting": 3,
             "running": 2,
             "breakers": {"closed": 1},
-            "agents": {},
+            "agents": {"busy": 2},
         }
         assert seen["agent_types"]["echo"]["workers"] == 2
         assert set(seen["agent_types"]["echo"]["breakers"]) == {"closed", "open"}
