@@ -34,7 +34,8 @@ format: environment  ## Format the code and fix what can be fixed
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
 
-bench: environment broker  ## Measure throughput against the bare AMQP library
+bench: environment broker  ## Measure the pool, and throughput against the bare AMQP library
+	$(RUN) python benchmarks/pool.py
 	$(RUN) python benchmarks/throughput.py $(ARGS)
 
 schemas: environment  ## Write the JSON Schemas and the AsyncAPI document anew from the models
