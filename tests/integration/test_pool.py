@@ -153,6 +153,11 @@ async def test_the_heartbeat_carries_what_health_says(rig: Rig) -> None:
         await eventually(lambda: worker.totals.succeeded == 5)
 
 
+async def test_before_it_runs_a_worker_has_no_health(rig: Rig) -> None:
+    with pytest.raises(RuntimeError, match="this worker does not run yet"):
+        Worker(Stage().app, rig.settings, rig.url).health()
+
+
 async def test_three_failures_in_a_row_and_a_check_that_succeeds(rig: Rig) -> None:
     stage = Stage(retries=0)
     async with rig.listening("health.agent.#") as events:
