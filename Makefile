@@ -34,7 +34,8 @@ format: environment  ## Format the code and fix what can be fixed
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
 
-bench: environment broker  ## Measure throughput against the bare libraries; ARGS="--rounds 3" for the first
+bench: environment broker  ## Measure the pool, throughput, the store; ARGS="--rounds 3" for throughput
+	$(RUN) python benchmarks/pool.py
 	$(RUN) python benchmarks/throughput.py $(ARGS)
 	$(RUN) python -m benchmarks.store
 

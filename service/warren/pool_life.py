@@ -103,7 +103,7 @@ class Lives:
         """Publish a health event of the member."""
         details: dict[str, JsonValue] = {
             "user_id": member.user_id,
-            "agent": member.number,
+            "agent_id": member.number,
             "failures": member.failures,
         }
         reason = None
@@ -162,4 +162,4 @@ async def _caught(method: Callable[[], Awaitable[None]]) -> BaseException | None
 
 
 def _fields(member: Member) -> dict[str, JsonValue]:
-    return {"agent_type": member.spec.agent_type, "user_id": member.user_id, "agent": member.number}
+    return {"agent_type": member.spec.agent_type, "user_id": member.user_id, "agent_id": member.number}

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 import uvloop
@@ -21,6 +21,11 @@ from warren.settings import Settings
 from warren.worker import Worker
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+# Seconds that tasks which an agent has left behind have to end once they are cancelled.
+LAST_MOMENT: Final = 1.0
 
 
 def load(target: str) -> Warren:
@@ -60,9 +65,28 @@ def load(target: str) -> Warren:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end on uvloop. Ctrl-C cancels it and raises KeyboardInterrupt."""
+    """Run a coroutine to its end on uvloop. Ctrl-C cancels it and raises KeyboardInterrupt.
+
+    Tasks that it leaves behind are cancelled; those that do not end within a second are abandoned.
+    """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+        try:
+            return runner.run(main)
+        finally:
+            runner.run(_end_leftovers())
+
+
+async def _end_leftovers() -> None:
+    """Cancel what agents have left running. The runner itself would wait for it without a limit."""
+    leftovers = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in leftovers:
+        task.cancel()
+    if not leftovers:
+        return
+    _, stubborn = await asyncio.wait(leftovers, timeout=LAST_MOMENT)
+    for task in stubborn:
+        log.warning("task.abandoned", task=task.get_name(), hint="it ignores its cancellation")
+        asyncio.tasks._unregister_task(task)  # noqa: SLF001 - the documented way to have a task forgotten
 
 
 async def work(app: Warren, settings: Settings, url: str) -> None:

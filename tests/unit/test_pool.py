@@ -238,6 +238,14 @@ class TestLimits:
         await bench.use(None, "a", "di")
         assert [agent.life for agent in bench.made] == [["start"], ["start", "stop"], ["start"], ["start"]]
 
+    async def test_at_the_users_limit_only_the_users_own_give_their_place(self, make: Any) -> None:
+        bench = make(max_agents_per_user=2)
+        await bench.use(None, "a", "bo")
+        async with bench.lease("a", "ada"):
+            await bench.use(None, "b", "ada")
+            await bench.use(None, "f", "ada")
+        assert [agent.life for agent in bench.made] == [["start"], ["start"], ["start", "stop"]]
+
     async def test_an_unhealthy_one_gives_its_place_first(self, make: Callable[..., Bench]) -> None:
         bench = make(max_agents=2)
         await bench.use(None, "a", "bo")
