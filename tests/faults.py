@@ -19,6 +19,7 @@ from pamqp.header import ContentHeader
 
 from tests.rig import Rig
 from warren import Warren
+from warren.testing import TcpProxy
 from warren_schemas import DeadLetterHeaders, Result
 
 Logs = list[MutableMapping[str, Any]]
@@ -98,6 +99,12 @@ async def replies(rig: Rig) -> AsyncIterator[tuple[str, asyncio.Queue[Result]]]:
 
         await channel.basic_consume(name, keep, no_ack=True)
         yield name, results
+
+
+def proxy_of(rig: Rig) -> TcpProxy:
+    """A proxy in front of the broker, to be entered."""
+    parts = urlsplit(rig.url)
+    return TcpProxy(str(parts.hostname), parts.port or 5672)
 
 
 @asynccontextmanager

@@ -2,10 +2,15 @@
 
 from warren.agent import Agent
 from warren.agents import Warren
+from warren.command_agent import CommandAgent
 from warren.context import Context
 from warren.errors import Reject, RetryAfter, WarrenError
+from warren.http_agent import HttpAgent
 from warren.settings import Settings
 
-__all__ = ["Agent", "Client", "Context", "Reject", "RetryAfter", "Settings", "Warren", "WarrenError"]
+__all__ = [
+    "Agent", "Client", "CommandAgent", "Context", "HttpAgent", "Reject", "RetryAfter", "Settings", "Warren",
+    "WarrenError",
+]  # fmt: skip
 
 from warren.client import Client

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from warren.threads import call_in_thread
 
 
 class Agent:
@@ -16,7 +19,8 @@ class Agent:
             async def stop(self) -> None: ...     # after its last task
 
     Only `run` must be written; its payload and result are validated by their annotations. Each of the four
-    is `async def`. An instance is made without arguments.
+    is `async def`. An instance is made without arguments. The four may be called from different asyncio
+    tasks, `run` and `check` never at the same time.
     """
 
     async def start(self) -> None:
@@ -31,3 +35,22 @@ class Agent:
 
     async def stop(self) -> None:
         """Clean up. Called once, also for an agent whose `start` failed or whose `check` never got well."""
+
+
+class FunctionAgent(Agent):
+    """An `async def` function as an agent: it has nothing to start, check or stop."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    async def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return await self._function(*args, **kwargs)
+
+
+class ThreadAgent(FunctionAgent):
+    """A plain `def` function as an agent, called in a thread."""
+
+    async def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function in a thread of its own."""
+        return await call_in_thread(lambda: self._function(*args, **kwargs))

@@ -6,36 +6,44 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, get_type_hints
+from functools import partial
+from typing import Any, Final, TypeVar, get_type_hints
 
 from pydantic import JsonValue, PydanticUserError, TypeAdapter
 
 from warren import cron
+from warren.agent import Agent, FunctionAgent, ThreadAgent
 from warren.context import Context
 from warren.errors import AgentError, ConfigurationError
 from warren_schemas import AGENT_TYPE_PATTERN
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Registered = TypeVar("Registered", bound=Callable[..., Any])
+
+# What a class agent has besides `run`.
+_LIFE: Final = ("start", "check", "stop")
 
 
 @dataclass(frozen=True, slots=True)
-class Agent:
-    """One registered agent: a function, what it takes and returns, and its limits (times in seconds)."""
+class AgentSpec:
+    """One registered agent: what makes its instances, what `run` takes and returns, and its limits.
+
+    Times are in seconds. `is_stateless` says that it is a function: instances need no start, check or stop.
+    """
 
     agent_type: str
-    function: Callable[..., Any]
+    factory: Callable[[], Agent]
     payload: TypeAdapter[Any] | None
     payload_name: str | None
     context_name: str | None
     result: TypeAdapter[Any]
-    is_async: bool
+    is_stateless: bool
     timeout: float | None = None
     concurrency: int | None = None
     retries: int | None = None
     every: str | None = None
 
     def arguments(self, payload: JsonValue, context: Context) -> dict[str, Any]:
-        """The arguments of the function. Raises pydantic.ValidationError when the payload does not fit."""
+        """The arguments of `run`. Raises pydantic.ValidationError when the payload does not fit."""
         arguments: dict[str, Any] = {}
         if self.payload is not None and self.payload_name is not None:
             arguments[self.payload_name] = self.payload.validate_python(payload)
@@ -51,13 +59,16 @@ class Warren:
 
     @app.agent("summarise", timeout=60, concurrency=50)
     async def summarise(document: Document, ctx: Context) -> Summary: ...
+
+    @app.agent("browse")
+    class Browser(Agent): ...
     """
 
     def __init__(self) -> None:
-        self._agents: dict[str, Agent] = {}
+        self._agents: dict[str, AgentSpec] = {}
 
     @property
-    def agents(self) -> Mapping[str, Agent]:
+    def agents(self) -> Mapping[str, AgentSpec]:
         """The registered agents by their type."""
         return self._agents
 
@@ -69,29 +80,62 @@ class Warren:
         concurrency: int | None = None,
         retries: int | None = None,
         every: str | None = None,
-    ) -> Callable[[Function], Function]:
-        """Register a function as the agent of this type.
+    ) -> Callable[[Registered], Registered]:
+        """Register a function, or a subclass of `Agent`, as the agent of this type.
 
-        It takes the payload, a parameter named `ctx` or annotated `Context`, both or neither. Payload and
-        result are validated by their annotations. An `async def` runs on the event loop, a `def` in a
-        thread. `timeout` (seconds an attempt), `concurrency` (tasks at once) and `retries` (attempts after
-        the first) win over the settings. `every` is a cron expression in UTC (`"*/5 * * * *"`): a task with
-        the payload null at each of its ticks, one across all workers of a store.
+        It (of a class: `run`) takes the payload, a parameter named `ctx` or annotated `Context`, both or
+        neither. Payload and result are validated by their annotations. An `async def` runs on the event
+        loop, a `def` in a thread. `timeout` (seconds an attempt), `concurrency` (tasks at once) and `retries`
+        (attempts after the first) win over the settings. `every` is a cron expression in UTC
+        (`"*/5 * * * *"`): a task with the payload null at each of its ticks, one across all workers of a
+        store.
 
         Raises AgentError for a name, a signature, a number or a cron expression that cannot work.
         """
         _check_options(agent_type, timeout, concurrency, retries)
-        if agent_type in self._agents:
-            raise AgentError(f"agent {agent_type!r} is registered twice")
+        self._check_name(agent_type)
 
-        def register(function: Function) -> Function:
-            agent = _describe(agent_type, function, timeout, concurrency, retries)
-            if every is not None:
-                agent = _recurring(agent, every)
-            self._agents[agent_type] = agent
-            return function
+        def register(thing: Registered) -> Registered:
+            self._keep(_describe(agent_type, thing), timeout, concurrency, retries, every)
+            return thing
 
         return register
+
+    def register(
+        self,
+        agent_type: str,
+        factory: Callable[[], Agent],
+        *,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        retries: int | None = None,
+        every: str | None = None,
+    ) -> None:
+        """Register agents that are made by a call, for a class whose instances are told something.
+
+            app.register("fetch", lambda: Fetcher("https://…"), timeout=60)
+
+        The factory is called once at once, to see what `run` takes, and then for each instance; what has to
+        be opened belongs into `start`. Options and errors are those of `agent`.
+        """
+        _check_options(agent_type, timeout, concurrency, retries)
+        self._check_name(agent_type)
+        self._keep(_describe_instance(agent_type, factory), timeout, concurrency, retries, every)
+
+    def _keep(
+        self,
+        spec: AgentSpec,
+        timeout: float | None,
+        concurrency: int | None,
+        retries: int | None,
+        every: str | None,
+    ) -> None:
+        spec = replace(spec, timeout=timeout, concurrency=concurrency, retries=retries)
+        self._agents[spec.agent_type] = spec if every is None else _recurring(spec, every)
+
+    def _check_name(self, agent_type: str) -> None:
+        if agent_type in self._agents:
+            raise AgentError(f"agent {agent_type!r} is registered twice")
 
 
 def _check_options(
@@ -110,35 +154,76 @@ def _check_options(
         raise AgentError(f"agent {agent_type!r}: retries={retries!r} must not be negative")
 
 
-def _describe(
-    agent_type: str,
-    function: Callable[..., Any],
-    timeout: float | None,
-    concurrency: int | None,
-    retries: int | None,
-) -> Agent:
-    if not inspect.isroutine(function):
-        raise AgentError(f"agent {agent_type!r} must be a function (def or async def), not {function!r}")
+def _describe(agent_type: str, thing: Callable[..., Any]) -> AgentSpec:
+    """The description of what stands under the decorator."""
+    if inspect.isroutine(thing):
+        kind = FunctionAgent if inspect.iscoroutinefunction(thing) else ThreadAgent
+        return _describe_run(agent_type, partial(kind, thing), thing, is_stateless=True)
+    if not (isinstance(thing, type) and issubclass(thing, Agent)):
+        raise AgentError(
+            f"agent {agent_type!r} must be a function (def or async def) or a subclass of warren.Agent, "
+            f"not {thing!r}; for instances that are made in another way there is app.register()"
+        )
+    required = [
+        name
+        for name, parameter in inspect.signature(thing).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
+    ]
+    if required:
+        raise AgentError(
+            f"agent {agent_type!r}: {thing.__name__} is made without arguments, but its __init__ takes "
+            f"{', '.join(required)}: give them defaults, or use app.register() with a factory"
+        )
+    return _describe_instance(agent_type, thing)
+
+
+def _describe_instance(agent_type: str, factory: Callable[[], Agent]) -> AgentSpec:
+    """The description of a factory of instances; one is made to look at."""
+    if not callable(factory):
+        raise AgentError(f"agent {agent_type!r}: {factory!r} is no factory: it cannot be called")
     try:
-        hints = get_type_hints(function, include_extras=True)
+        instance = factory()
+    except Exception as error:
+        raise AgentError(
+            f"agent {agent_type!r} cannot be made: {type(error).__name__}: {error}; "
+            "what may fail, or needs an event loop, belongs into start()"
+        ) from error
+    name = type(instance).__name__
+    if not isinstance(instance, Agent):
+        raise AgentError(f"agent {agent_type!r}: the factory made a {name}, which is no warren.Agent")
+    if type(instance).run is Agent.run:
+        raise AgentError(f"agent {agent_type!r}: {name} must have a run(): async def run(self, payload, ctx)")
+    for method in ("run", *_LIFE):
+        if not inspect.iscoroutinefunction(getattr(instance, method)):
+            raise AgentError(f"agent {agent_type!r}: {name}.{method} must be an `async def`")
+    for method in _LIFE:
+        if inspect.signature(getattr(instance, method)).parameters:
+            raise AgentError(f"agent {agent_type!r}: {name}.{method} takes nothing but self")
+    return _describe_run(agent_type, factory, instance.run, is_stateless=False)
+
+
+def _describe_run(
+    agent_type: str, factory: Callable[[], Agent], run: Callable[..., Any], *, is_stateless: bool
+) -> AgentSpec:
+    """The description by the annotations of what does the tasks."""
+    try:
+        hints = get_type_hints(run, include_extras=True)
     except NameError as error:
         raise AgentError(f"agent {agent_type!r}: an annotation cannot be resolved: {error}") from error
-    context_name, payload_name = _parameters(agent_type, function, hints)
-    return Agent(
+    context_name, payload_name = _parameters(agent_type, run, hints)
+    return AgentSpec(
         agent_type=agent_type,
-        function=function,
+        factory=factory,
         payload=_adapter(agent_type, hints.get(payload_name, Any)) if payload_name else None,
         payload_name=payload_name,
         context_name=context_name,
         result=_adapter(agent_type, hints.get("return", Any)),
-        is_async=inspect.iscoroutinefunction(function),
-        timeout=timeout,
-        concurrency=concurrency,
-        retries=retries,
+        is_stateless=is_stateless,
     )
 
 
-def _recurring(agent: Agent, every: str) -> Agent:
+def _recurring(agent: AgentSpec, every: str) -> AgentSpec:
     """The agent with its schedule. Raises AgentError when there can be none."""
     try:
         cron.check(every)
@@ -187,7 +272,7 @@ def _adapter(agent_type: str, annotation: Any) -> TypeAdapter[Any]:
         ) from error
 
 
-def shares(agents: Sequence[Agent], prefetch: int) -> dict[str, int]:
+def shares(agents: Sequence[AgentSpec], prefetch: int) -> dict[str, int]:
     """Tasks at once for each agent type: what `concurrency` says, the rest of the prefetch split evenly.
 
     Raises AgentError when they do not fit, or when there is no agent at all.

@@ -9,6 +9,7 @@ it was given in: an outcome that comes late, from before the last state change, 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from typing import Final, Literal, NoReturn
 import pybreaker
 
 State = Literal["closed", "open", "half_open"]
+
+# An adopted opening lasts up to this part longer: a fleet that opened at once must not probe at once.
+SPREAD: Final = 0.25
 
 _NAMES: Final[dict[str, State]] = {
     pybreaker.STATE_CLOSED: "closed",
@@ -55,6 +59,7 @@ class Valve:
         self._generation = 0
         self._probing = False
         self._reason = ""
+        self._adopted_from: str | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._breaker = pybreaker.CircuitBreaker(
             name=name,
@@ -75,6 +80,11 @@ class Valve:
     def failures(self) -> int:
         """Failures in a row so far."""
         return self._breaker.fail_counter
+
+    @property
+    def adopted_from(self) -> str | None:
+        """The worker whose opening this one is, or None: it opened by itself, or is not open."""
+        return self._adopted_from
 
     def take(self) -> Permit | None:
         """A permit for one attempt, or None when none may run now."""
@@ -105,6 +115,13 @@ class Valve:
             self._probing = False
             self._on_spare()
 
+    def adopt_open(self, worker_id: str, reason: str) -> None:
+        """Open as another worker's breaker has; nothing changes unless this one is closed."""
+        if self.state != "closed":
+            return
+        self._adopted_from, self._reason = worker_id, reason
+        self._breaker.open()
+
     def pass_by(self) -> None:
         """A task that could have been the probe only waits: another one is needed."""
         if self.state == "half_open" and not self._probing:
@@ -118,9 +135,12 @@ class Valve:
     def _changed(self, previous: State, state: State) -> None:
         self._generation += 1
         self._probing = False
-        if state == "open":
+        if state != "open":
+            self._adopted_from = None
+        else:
+            spread = 0.0 if self._adopted_from is None else random.uniform(0, SPREAD)  # noqa: S311 - no secret
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._reset_timeout, self._half_open)
+            self._timer = loop.call_later(self._reset_timeout * (1 + spread), self._half_open)
         reason = self._reason if state == "open" else ""
         self._on_change(previous, state, reason)
 

@@ -19,6 +19,7 @@ from warren import (
     cli_demo,
     cli_doctor,
     cli_schedule,
+    cli_status,
     cli_store,
     cli_submit,
     runtime,
@@ -32,7 +33,11 @@ from warren.settings import Settings, without_password
 from warren_schemas import Event
 
 APP = Annotated[
-    str, typer.Argument(metavar="MODULE:APP", help="Where the Warren() is, for example examples.hello:app.")
+    str,
+    typer.Argument(
+        metavar="MODULE:APP|FILE.toml",
+        help="Where the Warren() is, for example examples.hello:app, or an agents.toml.",
+    ),
 ]
 
 cli = typer.Typer(
@@ -54,6 +59,7 @@ cli.command("cancel", epilog="Example: warren cancel 01932c07-209c-7b1f-8e4a-5f6
 )
 cli.command("pause", epilog="Example: warren pause summarise")(cli_control.pause)
 cli.command("resume", epilog="Example: warren resume summarise")(cli_control.resume)
+cli.command("status", epilog=cli_status.EXAMPLES)(cli_status.status)
 cli.command("doctor")(cli_doctor.doctor)
 cli.command("demo")(cli_demo.demo)
 

@@ -57,6 +57,11 @@ class Context:
         return self._memory.state
 
     @property
+    def max_result_bytes(self) -> int:
+        """The largest result that this worker takes, in bytes of JSON."""
+        return self._memory.limit
+
+    @property
     def log(self) -> structlog.stdlib.BoundLogger:
         """A logger bound to the task's id, its agent type and the attempt."""
         logger: structlog.stdlib.BoundLogger = structlog.get_logger("warren.agent")

@@ -20,6 +20,8 @@ WarrenError
 │   ├── StoreUnusable         it is damaged, read-only or of another schema version
 │   └── FenceLost             a newer run has taken this task over: stop
 ├── StepError                 a step's name was used twice, or its value is no JSON or too large
+├── CommandFailed             a `CommandAgent`'s program did not start, failed, or printed no JSON
+├── HttpFailed                an `HttpAgent`'s server was not reached, failed, or answered no JSON
 ├── InvalidTask               not a task, or not one of a version that we read
 ├── TaskFailed                the task ended dead or cancelled (raised by `Client.run`)
 ├── ResultTimeout             no result came in time (the task may still be running)
@@ -122,6 +124,14 @@ class FenceLost(StoreError):
 
 class StepError(WarrenError):
     """A step's name was used twice in one run, or its value is no JSON or over `max_result_bytes`."""
+
+
+class CommandFailed(WarrenError):
+    """The program of a `CommandAgent` did not start, failed, or printed too much or what is no JSON."""
+
+
+class HttpFailed(WarrenError):
+    """The server of an `HttpAgent` was not reached, failed, or answered too much or what is no JSON."""
 
 
 class InvalidTask(WarrenError):

@@ -18,14 +18,14 @@ from typing import Any, Final, TypeAlias
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
-from warren.agents import Agent
+from warren.agents import AgentSpec
 from warren.breaker import Permit, Valve
 from warren.context import Context
 from warren.errors import FenceLost, Reject, RetryAfter, WarrenError
 from warren.failure import Failure, what_does_not_fit
 from warren.loops import is_cancelled
+from warren.pool import Pool
 from warren.settings import Settings
-from warren.threads import call_in_thread
 from warren_schemas import Reason, Task
 
 BREAKER_OPEN: Final = "breaker open"
@@ -126,13 +126,14 @@ class Execution:
 
     `attempts` starts with the attempts that the task has already used up. `on_retry(attempts, error,
     seconds)` is told before each wait. `can_wait_outside` says that there is a store: waits over `hold_limit`
-    are spent there. `attempting` is true while the agent runs: otherwise the task only
-    waits, and may be cancelled at shutdown at once.
+    are spent there. `attempting` is true while an agent runs: otherwise the task only waits, perhaps for an
+    agent of the pool, and may be cancelled at shutdown at once.
     """
 
     task: Task
-    agent: Agent
+    spec: AgentSpec
     valve: Valve
+    pool: Pool
     settings: Settings
     context: Context
     attempts: int
@@ -165,7 +166,7 @@ class Execution:
         if (expired := self._expired()) is not None:
             return expired
         try:
-            arguments = self.agent.arguments(self.task.payload, self.context)
+            arguments = self.spec.arguments(self.task.payload, self.context)
         except ValidationError as error:
             # Without a traceback: the stack would show only ourselves.
             return self._dead("invalid", Failure.told("InvalidPayload", what_does_not_fit(error)))
@@ -208,7 +209,6 @@ class Execution:
             return self._outage(probe=False)
         self.attempts += 1
         self.context.begin_attempt(self.attempts)
-        self.attempting = True
         try:
             result = await self._call(arguments)
         except BaseException as error:
@@ -240,39 +240,41 @@ class Execution:
         return self._failed(error)
 
     async def _call(self, arguments: dict[str, Any]) -> bytes:
-        """Call the agent within its time, and turn what it returns into JSON."""
-        seconds = self.task.timeout_s or self.agent.timeout or self.settings.task_timeout
-        limit = asyncio.timeout(seconds)
-        try:
-            async with limit:
-                if self.agent.is_async:
-                    value = await self.agent.function(**arguments)
-                else:
-                    value = await call_in_thread(lambda: self.agent.function(**arguments))
-        except TimeoutError as error:
-            if limit.expired():
-                raise TimeoutError(f"no result within {seconds:g} s") from error
-            raise
-        return self._as_json(value)
+        """Call an agent of the pool within the task's time, and turn what it returns into JSON.
+
+        The time begins when there is an agent: waiting for one, or starting it, uses up none of it.
+        """
+        seconds = self.task.timeout_s or self.spec.timeout or self.settings.task_timeout
+        async with self.pool.lease(self.spec, self.task.user_id) as agent:
+            self.attempting = True
+            limit = asyncio.timeout(seconds)
+            try:
+                async with limit:
+                    value = await agent.run(**arguments)
+            except TimeoutError as error:
+                if limit.expired():
+                    raise TimeoutError(f"no result within {seconds:g} s") from error
+                raise
+            return self._as_json(value)
 
     def _as_json(self, value: Any) -> bytes:
-        adapter = self.agent.result
+        adapter = self.spec.result
         try:
             result = adapter.dump_json(adapter.validate_python(value))
         except ValueError as error:  # pydantic's ValidationError and PydanticSerializationError are both
             raise ResultInvalid(
-                f"agent {self.agent.agent_type!r} returned {type(value).__name__}: {error}"
+                f"agent {self.spec.agent_type!r} returned {type(value).__name__}: {error}"
             ) from error
         if len(result) > self.settings.max_result_bytes:
             raise ResultInvalid(
-                f"agent {self.agent.agent_type!r} returned {len(result)} bytes of JSON; "
+                f"agent {self.spec.agent_type!r} returned {len(result)} bytes of JSON; "
                 f"max_result_bytes is {self.settings.max_result_bytes}: store it elsewhere and return where"
             )
         return result
 
     @property
     def _is_exhausted(self) -> bool:
-        retries = self.settings.retries if self.agent.retries is None else self.agent.retries
+        retries = self.settings.retries if self.spec.retries is None else self.spec.retries
         return self.attempts > retries
 
     def _is_long(self, seconds: float) -> bool:

@@ -15,6 +15,7 @@ from warren.bus import Connection
 from warren.errors import BrokerError
 from warren.events import Events
 from warren.lanes import Lane
+from warren.pool import Pool
 from warren.runs import Runs, Totals
 from warren.settings import Settings
 from warren.topology import Names
@@ -35,21 +36,25 @@ class Health:
         lanes: Mapping[str, Lane],
         runs: Runs,
         totals: Totals,
+        pool: Pool,
         events: Events,
         connection: Connection,
         settings: Settings,
     ) -> None:
         self._worker_id, self._lanes, self._runs, self._totals = worker_id, lanes, runs, totals
+        self._pool = pool
         self._events, self._connection, self._settings = events, connection, settings
         self._names = Names(settings.namespace)
         self._full: set[str] = set()
         self._lag = 0.0
+        self._waiting: dict[str, int] = {}
 
     async def beat(self) -> None:
         """Publish a heartbeat every `heartbeat_interval`, and look at the queues."""
         while True:
-            depths = await self._depths()
-            self._events.tell("worker", self._worker_id, "heartbeat", details=self._report(depths))
+            self._waiting = await self._depths()
+            self._events.tell("worker", self._worker_id, "heartbeat", details=self.report())
+            self._lag = 0.0
             await asyncio.sleep(self._settings.heartbeat_interval)
 
     async def watch_lag(self) -> None:
@@ -68,16 +73,19 @@ class Health:
                     hint="an `async def` agent runs blocking code: a plain `def` gets a thread",
                 )
 
-    def _report(self, depths: dict[str, int]) -> dict[str, JsonValue]:
-        lag, self._lag = self._lag, 0.0
-        running = self._runs.by_agent_type()
+    def report(self) -> dict[str, JsonValue]:
+        """What the worker does and how well it is. Lag is the largest since the last heartbeat."""
+        running, agents, awaiting = self._runs.by_agent_type(), self._pool.counts(), self._pool.waiting()
         return {
+            "interval_s": self._settings.heartbeat_interval,
             "prefetch": self._settings.prefetch,
             "running": {name: running[name] for name in self._lanes},
-            "waiting": dict(depths),
+            "waiting": dict(self._waiting),
+            "awaiting_agent": {name: awaiting[name] for name in self._lanes},
+            "agents": {name: dict(agents.get(name, {})) for name in self._lanes},
             "breakers": {name: lane.valve.state for name, lane in self._lanes.items()},
             "totals": self._totals.as_json(),
-            "loop_lag_s": round(lag, 4),
+            "loop_lag_s": round(self._lag, 4),
             "memory_bytes": _peak_memory(),
         }
 

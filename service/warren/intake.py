@@ -17,6 +17,7 @@ from warren.execution import SHUTDOWN, Cancelled, Dead, Execution, Outcome, Rele
 from warren.failure import Failure
 from warren.lanes import Lane, Slots
 from warren.memory import Memory
+from warren.pool import Pool
 from warren.records import begun
 from warren.runs import Run, Runs, Totals
 from warren.settings import Settings
@@ -44,9 +45,10 @@ class Intake:
         settler: Settler,
         ledger: Ledger | None,
         is_cancelled: Callable[[UUID], bool],
+        pool: Pool,
     ) -> None:
         self._worker_id, self._settings, self._runs, self._totals = worker_id, settings, runs, totals
-        self._settler, self._ledger = settler, ledger
+        self._settler, self._ledger, self._pool = settler, ledger, pool
         self._takeover = Takeover(ledger, settings, is_cancelled) if ledger is not None else None
 
     async def handle(self, lane: Lane, delivery: Delivery) -> None:
@@ -55,13 +57,13 @@ class Intake:
         try:
             await self._take(lane, delivery)
         except Exception:
-            log.exception("worker.failed", agent_type=lane.agent.agent_type)
+            log.exception("worker.failed", agent_type=lane.spec.agent_type)
             await asyncio.sleep(PAUSE_AFTER_FAILURE)
             await delivery.release()
 
     async def _take(self, lane: Lane, delivery: Delivery) -> None:
         try:
-            task = decode(delivery, self._settings, agent_type=lane.agent.agent_type)
+            task = decode(delivery, self._settings, agent_type=lane.spec.agent_type)
         except InvalidTask as error:
             await self._refuse(lane, delivery, error)
             return
@@ -102,8 +104,9 @@ class Intake:
         memory = Memory(self._ledger, begun(task, key, self._worker_id), self._settings.max_result_bytes)
         execution = Execution(
             task=task,
-            agent=lane.agent,
+            spec=lane.spec,
             valve=lane.valve,
+            pool=self._pool,
             settings=self._settings,
             context=Context(task, lambda fraction, text: self._progress(task, fraction, text), memory),
             attempts=attempts_of(delivery.headers),
@@ -137,7 +140,7 @@ class Intake:
         failure = Failure.told("InvalidTask", str(error))
         dead = Dead("invalid", failure, attempts_of(delivery.headers), now, now)
         self._totals.dead += 1
-        await self._settler.settle_invalid(lane.agent.agent_type, dead, delivery)
+        await self._settler.settle_invalid(lane.spec.agent_type, dead, delivery)
 
     def _retrying(self, task: Task, run: Entry, attempts: int, failure: Failure, seconds: float) -> None:
         self._totals.retried += 1

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-from warren.agents import Agent
+from warren.agents import AgentSpec
 from warren.breaker import State, Valve
 from warren.bus_consumer import Consumer
 
@@ -66,7 +66,7 @@ class Lane:
     may ever be.
     """
 
-    agent: Agent
+    spec: AgentSpec
     share: int
     ceiling: int
     consumer: Consumer

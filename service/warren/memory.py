@@ -25,7 +25,8 @@ class Memory:
 
     def __init__(self, ledger: Ledger | None, run: Entry, limit: int) -> None:
         self.run = run
-        self._ledger, self._limit = ledger, limit
+        self.limit = limit
+        self._ledger = ledger
         self._steps: dict[str, bytes] = {}
         self._state: bytes | None = None
         self._used: set[str] = set()
@@ -76,6 +77,6 @@ class Memory:
             kept = to_json(value)
         except (ValueError, TypeError) as error:
             raise StepError(f"{what} is no JSON: {error}") from error
-        if len(kept) > self._limit:
-            raise StepError(f"{what} has {len(kept)} bytes of JSON; max_result_bytes is {self._limit}")
+        if len(kept) > self.limit:
+            raise StepError(f"{what} has {len(kept)} bytes of JSON; max_result_bytes is {self.limit}")
         return kept

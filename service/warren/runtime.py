@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import structlog
 import uvloop
 
+from warren import agents_file
 from warren.agents import Warren
 from warren.errors import ConfigurationError
 from warren.settings import Settings
@@ -23,13 +24,18 @@ T = TypeVar("T")
 
 
 def load(target: str) -> Warren:
-    """The application at `MODULE:APP`; the module may also be the path of a Python file.
+    """The application at `MODULE:APP` (the module may also be the path of a Python file), or in a TOML file.
 
     Raises ConfigurationError that says which part of it is not there.
     """
+    if Path(target).suffix == ".toml":
+        return agents_file.load(Path(target))
     module_name, separator, attribute = target.partition(":")
     if not separator or not module_name or not attribute:
-        raise ConfigurationError(f"{target!r} must look like MODULE:APP, for example examples.hello:app")
+        raise ConfigurationError(
+            f"{target!r} must look like MODULE:APP, for example examples.hello:app, "
+            "or be the path of an agents.toml"
+        )
     path = Path(module_name)
     if path.suffix == ".py":
         if not path.is_file():

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from warren.agents import Agent
+from warren.agents import AgentSpec
 from warren.store_schedules import Schedules
 
 log = structlog.get_logger(__name__)
@@ -23,7 +23,7 @@ class Scheduler:
     Any worker may fire any schedule: a task needs no agent here, only the store.
     """
 
-    def __init__(self, schedules: Schedules, agents: Iterable[Agent]) -> None:
+    def __init__(self, schedules: Schedules, agents: Iterable[AgentSpec]) -> None:
         self._schedules = schedules
         self._every = {agent.agent_type: agent.every for agent in agents}
 
@@ -41,7 +41,7 @@ class Scheduler:
             await asyncio.sleep(ROUND - time.time() % ROUND)
 
 
-def warn_of_the_unscheduled(agents: Iterable[Agent]) -> None:
+def warn_of_the_unscheduled(agents: Iterable[AgentSpec]) -> None:
     """Without a store nobody fires anything."""
     for agent in agents:
         if agent.every is not None:

@@ -16,6 +16,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 KIB = 1024
 MIB = 1024 * KIB
 
+_HARMLESS = frozenset({"PATH", "HOME", "LANG", "TMPDIR", "TZ"})
+
 
 class Settings(BaseSettings):
     """What a worker, a client and the command line can be told. Times are in seconds.
@@ -73,6 +75,15 @@ class Settings(BaseSettings):
     breaker_fail_max: int = Field(5, ge=1, description="Failures in a row that open an agent's breaker.")
     breaker_reset_timeout: float = Field(60, gt=0, description="Time from open to the next probe.")
 
+    max_agents_per_user: int = Field(500, ge=1, description="Agents of one user that a worker holds.")
+    max_agents: int = Field(500, ge=1, description="Agents that a worker holds; more tasks wait for one.")
+    idle_ttl: float = Field(300, gt=0, description="Time after which an agent without a task is stopped.")
+    unhealthy_after: int = Field(3, ge=1, description="Failures in a row that make an agent unhealthy.")
+    recovery_interval: float = Field(30, gt=0, description="Time between checks of unhealthy agents.")
+    start_timeout: float = Field(60, gt=0, description="Time for an agent to start.")
+    check_timeout: float = Field(10, gt=0, description="Time for an agent to say that it is well.")
+    stop_timeout: float = Field(10, gt=0, description="Time for an agent to stop.")
+
     ageing_step: float = Field(30, gt=0, description="Time that a task waits before it is looked at again.")
     delivery_limit: int = Field(20, ge=1, description="Deliveries without an outcome (quorum queues).")
     consumer_timeout: float = Field(
@@ -125,6 +136,19 @@ class DemoSettings(BaseSettings):
 def inherited_environment() -> dict[str, str]:
     """The environment of this process, for one that it starts."""
     return dict(os.environ)
+
+
+def environment_of_a_command() -> dict[str, str]:
+    """What a program that runs tasks gets of the environment: where things are, and the language.
+
+    Not the rest of it, which holds passwords: the broker's, the store's, those of other agents.
+    """
+    return {name: value for name, value in os.environ.items() if name in _HARMLESS or name.startswith("LC_")}
+
+
+def variable(name: str) -> str | None:
+    """A variable of the environment that somebody named, for example in an agents.toml."""
+    return os.environ.get(name)
 
 
 def state_folder() -> Path:

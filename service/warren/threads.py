@@ -27,7 +27,7 @@ async def call_in_thread(function: Callable[[], Any]) -> Any:
         try:
             value = context.run(function)
         except BaseException as error:  # noqa: BLE001 - handed over to the caller, SystemExit included
-            failure = _portable(error)
+            failure = portable(error)
             _hand_over(loop, settle, lambda: future.set_exception(failure))
         else:
             _hand_over(loop, settle, lambda: future.set_result(value))
@@ -36,8 +36,11 @@ async def call_in_thread(function: Callable[[], Any]) -> Any:
     return await future
 
 
-def _portable(error: BaseException) -> BaseException:
-    """A future refuses StopIteration, a coroutine ends at GeneratorExit; the rest passes as it is."""
+def portable(error: BaseException) -> BaseException:
+    """The error in a form that a future passes on.
+
+    A future refuses StopIteration, a coroutine ends at GeneratorExit; the rest passes as it is.
+    """
     if isinstance(error, StopIteration | GeneratorExit):
         portable = RuntimeError(f"the agent raised {type(error).__name__}")
         portable.__cause__ = error

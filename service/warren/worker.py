@@ -10,10 +10,11 @@ from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 import structlog
+from pydantic import JsonValue
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from warren.ageing import Ageing
-from warren.agents import Agent, Warren, shares
+from warren.agents import AgentSpec, Warren, shares
 from warren.breaker import State, Valve
 from warren.bus import Connection
 from warren.bus_consumer import Consumer
@@ -23,10 +24,12 @@ from warren.control import Control
 from warren.desk import Desk
 from warren.errors import BrokerUnavailable, StoreUnavailable
 from warren.events import Events
+from warren.fleet import Fleet
 from warren.health import Health
 from warren.intake import Intake
 from warren.lanes import Lane, Slots
 from warren.loops import Loops
+from warren.pool import Pool
 from warren.relay import Relay
 from warren.runs import Runs, Totals
 from warren.scheduler import Scheduler, warn_of_the_unscheduled
@@ -72,6 +75,8 @@ class Worker:
         self._relay: Relay | None = None
         self._board: Board | None = None
         self._desk: Desk | None = None
+        self._fleet: Fleet | None = None
+        self._health: Health | None = None
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -88,6 +93,7 @@ class Worker:
             self._publisher, self._events, self.settings, self.worker_id, self._declare, self._ledger
         )
         control = Control(self._consuming, self._names, self.lanes, self._runs, self._board)
+        self.pool = Pool(self.settings, self._events.tell)
         self._intake = Intake(
             self.worker_id,
             self.settings,
@@ -96,14 +102,17 @@ class Worker:
             settler,
             self._ledger,
             control.is_cancelled,
+            self.pool,
         )
-        self.lanes.update((name, self._lane(agent)) for name, agent in self._app.agents.items())
+        self.lanes.update((name, self._lane(spec)) for name, spec in self._app.agents.items())
         with suppress(StoreUnavailable):  # it was there just now; the control loop tries again
             await control.catch_up()
         ageing = Ageing(self._consuming, settler, self.settings, self._declare)
-        health = Health(
-            self.worker_id, self.lanes, self._runs, self.totals, self._events, self._consuming, self.settings
-        )
+        self._health = health = Health(
+            self.worker_id, self.lanes, self._runs, self.totals, self.pool, self._events, self._consuming,
+            self.settings,
+        )  # fmt: skip
+        fleet = self._fleet = Fleet(self.worker_id, self.lanes, self._events, self._consuming, self.settings)
         await self._connect_at_once()
         async with Loops() as loops:
             loops.start("publishing connection", self._publishing.supervise())
@@ -111,8 +120,12 @@ class Worker:
             loops.start("events", self._events.run())
             loops.start("heartbeat", health.beat())
             loops.start("event loop lag", health.watch_lag())
+            loops.start("agent recovery", self.pool.recover())
+            loops.start("idle agents", self.pool.retire())
             loops.start("ageing", ageing.run())
             loops.start("sharing", Sharing(self.lanes, self.settings.prefetch).run())
+            loops.start("peers", fleet.listen())
+            loops.start("lost peers", fleet.watch())
             loops.start("control", control.listen())
             loops.start("control in the store", control.refresh())
             if self._ledger is not None:
@@ -124,12 +137,13 @@ class Worker:
                 self._desk = Desk(self._consuming, self._ledger, self._names, self._declare)
                 loops.start("dead-letter desk", self._desk.run())
             for lane in self.lanes.values():
-                loops.start(f"consumer {lane.agent.agent_type}", lane.consumer.run())
+                loops.start(f"consumer {lane.spec.agent_type}", lane.consumer.run())
             self._start()
             try:
                 await self._work(loops)
             finally:
                 await self._drain(ageing)
+                await self.pool.close()
                 await self._say_goodbye()
         await self._close()
 
@@ -137,6 +151,22 @@ class Worker:
     def running(self) -> int:
         """Tasks in this worker now."""
         return len(self._runs)
+
+    @property
+    def peers(self) -> int:
+        """Other workers that are heard; a lost one is not counted."""
+        return 0 if self._fleet is None else self._fleet.peers
+
+    def health(self) -> dict[str, JsonValue]:
+        """What this worker does and how well it is, as JSON: the same that its heartbeats carry.
+
+        Tasks that run and agents in each state, by agent type; messages waiting in the queues, as of the last
+        heartbeat; breakers; totals since the start; lag of the event loop (seconds) and memory (bytes).
+        Raises RuntimeError before `run` has begun to work.
+        """
+        if self._health is None:
+            raise RuntimeError("this worker does not run yet")
+        return self._health.report()
 
     def stop(self) -> None:
         """Drain and end. Called again: release what still runs at once."""
@@ -192,7 +222,7 @@ class Worker:
         for lane in self.lanes.values():
             lane.feed()
 
-    def _warn_of_immortals(self, agent: Agent) -> None:
+    def _warn_of_immortals(self, agent: AgentSpec) -> None:
         retries = self.settings.retries if agent.retries is None else agent.retries
         if retries + 1 >= self.settings.breaker_fail_max:
             log.warning(
@@ -269,8 +299,8 @@ class Worker:
     async def _declare(self) -> None:
         await self._declare_on(self._consuming)
 
-    def _lane(self, agent: Agent) -> Lane:
-        name, share = agent.agent_type, self._shares[agent.agent_type]
+    def _lane(self, spec: AgentSpec) -> Lane:
+        name, share = spec.agent_type, self._shares[spec.agent_type]
 
         def deliver(delivery: Delivery) -> None:
             handler = asyncio.create_task(
@@ -280,9 +310,9 @@ class Worker:
             handler.add_done_callback(self._handlers.discard)
 
         return Lane(
-            agent=agent,
+            spec=spec,
             share=share,
-            ceiling=agent.concurrency or self.settings.prefetch,
+            ceiling=spec.concurrency or self.settings.prefetch,
             consumer=Consumer(self._consuming, self._names.queue(name), deliver, self._declare),
             valve=Valve(
                 name,
@@ -296,13 +326,16 @@ class Worker:
 
     def _valve_changed(self, name: str, previous: State, state: State, reason: str) -> None:
         log.warning("breaker.changed", agent_type=name, state=state, previous=previous, reason=reason)
+        details: dict[str, JsonValue] = {"reset_timeout_s": self.settings.breaker_reset_timeout}
+        if (worker_id := self.lanes[name].valve.adopted_from) is not None:
+            details["adopted_from"] = worker_id
         self._events.tell(
             "breaker",
             name,
             state,
             previous=previous,
             reason=reason,
-            details={"reset_timeout_s": self.settings.breaker_reset_timeout},
+            details=details,
         )
         self.lanes[name].follow(state)
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from structlog.testing import capture_logs
-from tests.faults import PASSWORD, Logs, counting_app, declared, echo_app, logged, running, user
+from tests.faults import PASSWORD, Logs, counting_app, declared, echo_app, logged, proxy_of, running, user
 from tests.rig import Rig, eventually
 
 from warren import Warren
@@ -23,7 +23,6 @@ from warren.errors import (
     QueueMismatch,
     WarrenError,
 )
-from warren.testing import TcpProxy
 from warren.worker import Worker
 from warren_schemas import REPUBLISHED
 
@@ -34,11 +33,6 @@ ALL = ".*"
 def with_login(url: str, login: str) -> str:
     parts = urlsplit(url)
     return parts._replace(netloc=f"{login}@{parts.hostname}:{parts.port}").geturl()
-
-
-def proxy_of(rig: Rig) -> TcpProxy:
-    parts = urlsplit(rig.url)
-    return TcpProxy(str(parts.hostname), parts.port or 5672)
 
 
 async def refusal_of_client(rig: Rig, url: str) -> str:

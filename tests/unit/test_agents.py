@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, BeforeValidator, ValidationError
 from tests.memories import forgetful
 
-from warren import Context, Warren
-from warren.agents import Agent, shares
+from warren import Agent, Context, Warren
+from warren.agent import FunctionAgent, ThreadAgent
+from warren.agents import AgentSpec, shares
 from warren.errors import AgentError
 from warren_schemas import Task
 
@@ -31,7 +32,7 @@ def context() -> Context:
     return Context(task, lambda *_: None, forgetful(task))
 
 
-def register(function: Callable[..., Any], agent_type: str = "a", **options: Any) -> Agent:
+def register(function: Callable[..., Any], agent_type: str = "a", **options: Any) -> AgentSpec:
     app = Warren()
     app.agent(agent_type, **options)(function)
     return app.agents[agent_type]
@@ -96,8 +97,8 @@ class TestSignatures:
     def test_def_and_async_def_are_told_apart(self) -> None:
         def plain(_payload: None) -> None: ...
 
-        assert register(nothing).is_async
-        assert not register(plain).is_async
+        assert type(register(nothing).factory()) is FunctionAgent
+        assert type(register(plain).factory()) is ThreadAgent
 
 
 class TestRefused:
@@ -127,7 +128,10 @@ class TestRefused:
 
     @pytest.mark.parametrize("thing", [Document, "text", functools.partial(nothing)])
     def test_what_is_no_function(self, thing: Any) -> None:
-        with pytest.raises(AgentError, match=r"agent 'a' must be a function \(def or async def\)"):
+        says = (
+            r"agent 'a' must be a function \(def or async def\) or a subclass of warren.Agent, not .*register"
+        )
+        with pytest.raises(AgentError, match=says):
             register(thing)
 
     def test_a_second_parameter_for_the_payload(self) -> None:
@@ -165,7 +169,95 @@ class TestRefused:
             register(agent)
 
 
-def agents(*concurrency: int | None) -> list[Agent]:
+class Browser(Agent):
+    """A class agent as it should be."""
+
+    def __init__(self, depth: int = 1) -> None:
+        self.depth = depth
+
+    async def run(self, page: Document, ctx: Context) -> list[str]:
+        return [page.url] * self.depth
+
+
+class TestClasses:
+    def test_payload_context_and_result_are_those_of_run(self) -> None:
+        spec, ctx = register(Browser), context()
+        assert spec.arguments({"url": "u"}, ctx) == {"page": Document(url="u"), "ctx": ctx}
+        assert not spec.is_stateless
+        assert spec.result.validate_python(["a"]) == ["a"]
+        assert type(spec.factory()) is Browser
+
+    def test_the_decorator_gives_the_class_back(self) -> None:
+        assert Warren().agent("a")(Browser) is Browser
+
+    async def test_a_factory_can_be_registered(self) -> None:
+        app = Warren()
+        app.register("a", lambda: Browser(depth=2), timeout=5, concurrency=3, retries=1)
+        spec = app.agents["a"]
+        one, other = spec.factory(), spec.factory()
+        assert one is not other
+        assert await one.run(Document(url="u"), ctx=context()) == ["u", "u"]
+        assert (spec.timeout, spec.concurrency, spec.retries, spec.payload_name) == (5, 3, 1, "page")
+
+    def test_a_factory_is_held_to_the_same_rules(self) -> None:
+        app = Warren()
+        app.register("a", Browser)
+        with pytest.raises(AgentError, match="agent 'a' is registered twice"):
+            app.register("a", Browser)
+        with pytest.raises(AgentError, match="timeout=0 must be more than 0"):
+            app.register("b", Browser, timeout=0)
+
+    @pytest.mark.parametrize(
+        ("factory", "says"),
+        [
+            (Browser(), "is no factory: it cannot be called"),
+            (lambda: Document(url="u"), "the factory made a Document, which is no warren.Agent"),
+            (lambda: 1 / 0, r"cannot be made: ZeroDivisionError: .* belongs into start\(\)"),
+        ],
+    )
+    def test_factories_that_make_no_agent(self, factory: Any, says: str) -> None:
+        with pytest.raises(AgentError, match=f"agent 'a'.*{says}"):
+            Warren().register("a", factory)
+
+    def test_an_instance_is_no_class(self) -> None:
+        with pytest.raises(AgentError, match=r"not <.*Browser object.*; .*app.register\(\)"):
+            register(Browser())  # type: ignore[arg-type]
+
+    def test_an_init_that_asks_for_something(self) -> None:
+        class Told(Browser):
+            def __init__(self, url: str, *more: str, depth: int = 1, key: str) -> None: ...
+
+        with pytest.raises(AgentError, match=r"Told is made without arguments, .* takes url, key: give them"):
+            register(Told)
+
+    def test_a_class_without_run(self) -> None:
+        class Idle(Agent): ...
+
+        with pytest.raises(AgentError, match=r"Idle must have a run\(\)"):
+            register(Idle)
+
+    @pytest.mark.parametrize("method", ["run", "start", "check", "stop"])
+    def test_methods_that_are_not_async(self, method: str) -> None:
+        kind = type("Blocking", (Browser,), {method: lambda self: None})
+        with pytest.raises(AgentError, match=f"agent 'a': Blocking.{method} must be an `async def`"):
+            register(kind)
+
+    def test_a_life_that_asks_for_something(self) -> None:
+        class Asking(Browser):
+            async def start(self, url: str) -> None: ...  # type: ignore[override]
+
+        with pytest.raises(AgentError, match=r"Asking.start takes nothing but self"):
+            register(Asking)
+
+    def test_a_run_that_takes_too_much(self) -> None:
+        class Greedy(Agent):
+            async def run(self, url: str, depth: int) -> None: ...
+
+        with pytest.raises(AgentError, match=r"agent 'a' takes .* but also 'depth'"):
+            register(Greedy)
+
+
+def agents(*concurrency: int | None) -> list[AgentSpec]:
     return [register(nothing, f"a{index}", concurrency=one) for index, one in enumerate(concurrency)]
 
 

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from warren.breaker import Permit, Valve
+from warren.breaker import SPREAD, Permit, Valve
 
 FAIL_MAX = 3
 RESET = 10.0
@@ -64,6 +64,12 @@ class Bench:
         for _ in range(FAIL_MAX):
             self.fail(self.take())
         assert self.valve.state == "open"
+
+    def adopt(self) -> None:
+        async def adopt() -> None:
+            self.valve.adopt_open("elsewhere", "ConnectionError (3 in a row)")
+
+        self.loop.run_until_complete(adopt())
 
     def half_open(self) -> None:
         self.open()
@@ -152,6 +158,45 @@ def test_a_late_outcome_changes_nothing() -> None:
         assert bench.take() is not None  # nor did they use up the probe
 
 
+def test_it_opens_with_another_worker_s_and_stays_open_at_least_as_long() -> None:
+    with a_bench() as bench:
+        bench.adopt()
+        assert bench.changes == [("closed", "open", "ConnectionError (3 in a row)")]
+        assert bench.valve.adopted_from == "elsewhere"
+        bench.loop.advance(RESET - 0.1)
+        assert bench.take() is None
+        bench.loop.advance(0.1 + SPREAD * RESET)
+        assert bench.take() == Permit(generation=2, probe=True)
+        assert bench.valve.adopted_from is None
+
+
+def test_what_it_gave_before_an_adopted_opening_counts_for_nothing() -> None:
+    with a_bench() as bench:
+        success, failure = bench.take(), bench.take()
+        bench.fail(bench.take())
+        bench.adopt()
+        bench.succeed(success)
+        assert bench.valve.state == "open"
+        assert bench.fail(failure) is True  # its task has run into the outage
+        bench.loop.advance(RESET * (1 + SPREAD))
+        bench.succeed(bench.take())
+        assert (bench.valve.state, bench.valve.failures) == ("closed", 0)
+
+
+def test_only_a_closed_one_opens_with_another_worker_s() -> None:
+    with a_bench() as bench:
+        bench.open()
+        bench.loop.advance(RESET / 2)
+        bench.adopt()
+        assert bench.valve.adopted_from is None
+        bench.loop.advance(RESET / 2)
+        assert bench.valve.state == "half_open"  # and its time did not begin anew
+        bench.adopt()
+        assert bench.valve.state == "half_open"
+        bench.fail(bench.take())
+        assert (bench.valve.state, bench.valve.adopted_from) == ("open", None)
+
+
 def test_closed_for_good_it_has_no_timer_left() -> None:
     with a_bench() as bench:
         bench.open()
@@ -178,14 +223,14 @@ class ValveMachine(RuleBasedStateMachine):
         self.bench = Bench()
         self.state, self.failures, self.generation = "closed", 0, 0
         self.probing = False
-        self.opened_at = 0.0
+        self.opened_at, self.longest = 0.0, RESET
         self.changes: list[tuple[str, str]] = []
 
     def turn(self, state: str) -> None:
         self.changes.append((self.state, state))
         self.state, self.generation, self.probing = state, self.generation + 1, False
         if state == "open":
-            self.opened_at = self.bench.loop.now
+            self.opened_at, self.longest = self.bench.loop.now, RESET
         if state == "closed":
             self.failures = 0
 
@@ -229,10 +274,19 @@ class ValveMachine(RuleBasedStateMachine):
         if given.generation == self.generation:
             self.probing = False
 
+    @rule()
+    def adopt(self) -> None:
+        self.bench.adopt()
+        if self.state == "closed":
+            self.turn("open")
+            self.longest = RESET * (1 + SPREAD)
+
     @rule(seconds=st.sampled_from([1.0, RESET / 2, RESET]))
     def wait(self, seconds: float) -> None:
         self.bench.loop.advance(seconds)
-        if self.state == "open" and self.bench.loop.now - self.opened_at >= RESET:
+        opened_for = self.bench.loop.now - self.opened_at
+        it_may = self.state == "open" and opened_for >= RESET
+        if it_may and (opened_for >= self.longest or self.bench.valve.state == "half_open"):
             self.turn("half_open")
 
     @invariant()

@@ -27,6 +27,7 @@ from warren.execution import (
     retry_delay,
 )
 from warren.failure import Failure
+from warren.pool import Pool
 from warren_schemas import Task
 
 SETTINGS = Settings(retry_initial_delay=0, retry_max_delay=0, breaker_reset_timeout=600)
@@ -46,6 +47,7 @@ class Bench:
             on_change=lambda *_: None,
             on_spare=lambda: None,
         )
+        self.pool = Pool(settings, lambda *_, **__: None)
 
     def prepare(self, payload: Any = None, *, attempts: int = 0, **fields: Any) -> Execution:
         """An execution of the agent `a`."""
@@ -57,7 +59,9 @@ class Bench:
             self.retries.append((attempt, failure.error_type, seconds))
 
         context = Context(task, lambda *_: None, forgetful(task))
-        return Execution(task, self.app.agents["a"], self.valve, self.settings, context, attempts, told)
+        return Execution(
+            task, self.app.agents["a"], self.valve, self.pool, self.settings, context, attempts, told
+        )
 
     async def run(self, payload: Any = None, *, attempts: int = 0, **fields: Any) -> Outcome:
         """Run the agent `a` once through."""

@@ -23,11 +23,12 @@ LAYERS: Final = {
     "engine": (
         "context", "agent", "agents", "breaker", "execution", "wire", "events", "settle", "lanes", "runs",
         "relay", "sharing", "control", "health", "ageing", "dead_letters", "memory", "records", "takeover",
-        "intake", "scheduler", "desk", "replay", "replay_edit", "worker",
+        "pool", "pool_*", "intake", "scheduler", "desk", "replay", "replay_edit", "peers", "fleet",
+        "overview", "worker", "command_agent", "command_process", "http_agent",
     ),
     "edges": (
-        "__init__", "client", "client_*", "runtime", "asyncapi", "schemas", "cli", "cli_*", "demo",
-        "demo_*", "testing",
+        "__init__", "client", "client_*", "runtime", "agents_file", "asyncapi", "schemas", "cli", "cli_*",
+        "demo", "demo_*", "testing",
     ),
 }  # fmt: skip
 LOWEST_FIRST: Final = list(LAYERS)
@@ -37,6 +38,7 @@ RESERVED: Final = {
     "aio_pika": ("bus", "bus_*"),
     "aiormq": ("bus", "bus_*"),
     "croniter": ("cron",),
+    "httpx": ("http_agent",),
     "pamqp": ("bus", "bus_*"),
     "pydantic_settings": ("settings",),
     "sqlalchemy": ("store", "store_*"),

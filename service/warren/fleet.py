@@ -1,0 +1,155 @@
+"""What a worker does about its peers: it tells when one is lost, and opens its breakers with theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final
+from uuid import uuid4
+
+import structlog
+from pydantic import ValidationError
+
+from warren.bus import Connection
+from warren.bus_consumer import Consumer
+from warren.bus_delivery import Delivery
+from warren.errors import BrokerUnavailable
+from warren.events import Events
+from warren.lanes import Lane
+from warren.peers import MISSED, Peer, Peers
+from warren.settings import Settings
+from warren.topology import Binding, Exchange, Names, Queue, Topology
+from warren_schemas import Event
+
+log = structlog.get_logger(__name__)
+
+HEARD: Final = ("health.worker.#", "health.breaker.*.open")
+PREFETCH: Final = 100
+LOOKS: Final = 10  # looks at the peers in one heartbeat interval
+# Of those who notice that a worker is lost, the first in line announces it at once, the next one so many
+# intervals later, unless the announcement was heard by then. Who is far behind in the line waits a random
+# time more than LAST, not its turn: many may have gone with the lost one.
+TURN: Final = 0.5
+LAST: Final = 4
+
+
+class Fleet:
+    """The other workers, as one worker hears them."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        lanes: Mapping[str, Lane],
+        events: Events,
+        connection: Connection,
+        settings: Settings,
+    ) -> None:
+        self._worker_id, self._lanes, self._events = worker_id, lanes, events
+        self._connection, self._settings = connection, settings
+        self._names = Names(settings.namespace)
+        self._peers = Peers(settings.heartbeat_interval)
+        self._heard_ourselves = 0.0
+        self._luck = random.random()  # noqa: S311 - no secret hangs on it
+        self._consumer = Consumer(connection, self._new_name(), self._on_delivery, self._declare)
+
+    @property
+    def peers(self) -> int:
+        """How many others work, as far as is heard."""
+        return len(self._peers)
+
+    async def listen(self) -> None:
+        """Take in the events of others until cancelled. What is published while we are away is missed."""
+        await self._connection.ready()
+        with suppress(BrokerUnavailable):  # the consumer declares it again, and waits for the connection
+            await self._declare()
+        self._consumer.want(PREFETCH)
+        try:
+            await self._consumer.run()
+        finally:
+            await self._consumer.close()
+
+    async def watch(self) -> None:
+        """Announce whoever is not heard any more, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._settings.heartbeat_interval / LOOKS)
+            self._look(loop.time())
+
+    def _look(self, now: float) -> None:
+        silent = self._peers.silent(now)
+        if not silent:
+            return
+        patience = MISSED + self._turn(now)
+        for peer in silent:
+            # Our own heartbeats come back to us. Without one since the peer's, it is we who do not hear:
+            # the network is cut, the broker is away, or this process stood still.
+            heard_without_it = self._heard_ourselves - peer.heard_at > (MISSED - 1) * peer.interval
+            if peer.missed(now) > patience and heard_without_it:
+                self._announce(peer, now)
+
+    def _announce(self, peer: Peer, now: float) -> None:
+        self._peers.lose(peer.worker_id)
+        seconds = round(now - peer.heard_at, 1)
+        log.warning("worker.lost", worker_id=peer.worker_id, silent_s=seconds)
+        self._events.tell(
+            "worker",
+            peer.worker_id,
+            "lost",
+            reason=f"not heard for {seconds:g} s",
+            details={"silent_s": seconds, "interval_s": peer.interval},
+        )
+
+    def _turn(self, now: float) -> float:
+        """How many heartbeat intervals we leave to those who are before us in the line, which is by id."""
+        before = sum(peer.worker_id < self._worker_id for peer in self._peers.heard(now))
+        return TURN * before if before < LAST else TURN * LAST + self._luck
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        delivery.ack()
+        try:
+            event = Event.model_validate_json(delivery.body)
+        except ValidationError as error:
+            log.warning("event.unreadable", error=str(error))
+            return
+        now = asyncio.get_running_loop().time()
+        if event.kind == "breaker":
+            self._open_too(event)
+        elif event.worker_id == self._worker_id:
+            self._heard_ourselves = now
+        elif event.subject == self._worker_id:
+            log.warning("worker.presumed_lost", by=event.worker_id, reason=event.reason)
+        else:
+            self._peers.take(event, now)
+
+    def _open_too(self, event: Event) -> None:
+        """Open our breaker when a peer's has opened by five failures, so that ours need not fail as well.
+
+        Not when it only adopted the opening itself, or it would go around for ever. Not when a probe failed
+        there: where that worker alone is ill, it would close the others down with every probe.
+        """
+        lane = self._lanes.get(event.subject)
+        is_echo = event.worker_id in (None, self._worker_id) or "adopted_from" in event.details
+        if lane is None or is_echo or event.previous == "half_open":
+            return
+        lane.valve.adopt_open(str(event.worker_id), event.reason or "")
+
+    async def _declare(self) -> None:
+        # A new name each time: until the broker has noticed that the last connection is gone, the queue
+        # that was exclusive to it is locked.
+        name = self._consumer.queue = self._new_name()
+        events = self._names.events
+        await self._connection.declare(
+            Topology(
+                (Exchange(events, "topic"),),
+                (Queue(name, exclusive=True),),
+                tuple(Binding(events, name, pattern) for pattern in HEARD),
+            )
+        )
+        # What was said meanwhile is missed. A broker that was away has cut off everybody, and some may
+        # need this long to be back.
+        self._peers.excuse(asyncio.get_running_loop().time() + self._settings.reconnect_max_delay)
+
+    def _new_name(self) -> str:
+        return f"{self._names.namespace}.peers.{uuid4().hex}"
