@@ -52,7 +52,7 @@ async def test_it_shows_the_fleet_once(rig: Rig) -> None:
         assert "2 workers, 2 of 30 tasks running" in text
         assert one.worker_id in text
         [line] = [line.split() for line in text.splitlines() if line.startswith("held")]
-        assert line == ["held", "1", "3", "2", "closed", "1"]
+        assert line == ["held", "1", "3", "2", "closed", "1", "busy", "2"]
         go.set()
         await asyncio.gather(*tasks)
 

@@ -1,0 +1,244 @@
+"""Workers without a broker: the real look-ups, settling, outbox and relay over queues that are lists.
+
+Each act of a worker is done before the next one begins, but it may die in the middle of it: before a message
+that it publishes, behind it, or before it acknowledges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from itertools import count
+from types import SimpleNamespace
+from typing import Any, Literal, cast
+from uuid import UUID
+
+from aiormq import spec
+
+from warren.bus import Message
+from warren.bus_delivery import Delivery
+from warren.execution import Outcome
+from warren.memory import Memory
+from warren.records import begun
+from warren.relay import Relay
+from warren.runs import Run, Runs, Totals
+from warren.settings import Settings
+from warren.settle import Settler
+from warren.store import Store
+from warren.store_ledger import Entry, Ledger
+from warren.store_outbox import Outbox
+from warren.takeover import Takeover
+from warren.wire import Key, attempts_of, decode, dispatch_of, key_of
+
+# Whoever is killed so often is innocent here.
+SETTINGS = Settings(namespace="model", crash_limit=1_000_000)
+
+Death = Literal["never", "before publishing", "after publishing", "before acknowledging"]
+
+
+class Died(Exception):
+    """The worker is dead."""
+
+
+@dataclass(eq=False)
+class Copy:
+    """One message in some queue. As on classic queues, the broker only says that it was delivered before."""
+
+    message: Message
+    redelivered: bool = False
+
+    def delivered_to(self, channel: Channel, tag: int = 0) -> Delivery:
+        """What a consumer gets."""
+        message = self.message
+        properties = spec.Basic.Properties(
+            message_id=message.message_id,
+            headers=dict(message.headers),
+            priority=message.priority,
+            reply_to=message.reply_to,
+            correlation_id=message.correlation_id,
+        )
+        raw = SimpleNamespace(
+            body=message.body,
+            header=SimpleNamespace(properties=properties),
+            redelivered=self.redelivered,
+            routing_key=message.routing_key,
+            delivery_tag=tag,
+        )
+        return Delivery("model", cast("Any", raw), cast("Any", channel), lambda _: None, counted=False)
+
+
+@dataclass
+class Broker:
+    """The queues: what is ready, what is dead, and all that was answered, by the life of the task."""
+
+    ready: list[Copy] = field(default_factory=list)
+    dead: list[Copy] = field(default_factory=list)
+    answers: defaultdict[Key, list[bytes]] = field(default_factory=lambda: defaultdict(list))
+
+    def take(self, message: Message, of: Key | None = None) -> None:
+        """Route a message, as the exchanges do. An answer says not of which life it is: `of` does."""
+        match message.exchange.rpartition(".")[2]:
+            case "tasks":
+                self.ready.append(Copy(message))
+            case "dlx":
+                self.dead.append(Copy(message))
+            case "":
+                assert of is not None
+                self.answers[of].append(message.body)
+
+
+class Channel:
+    """What one connection of a worker holds unacknowledged."""
+
+    queue_gone = False
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker, self._tags = broker, count(1)
+        self.held: dict[int, Copy] = {}
+        self.is_open = True
+
+    def deliver(self, copy: Copy) -> Delivery:
+        """Hand a message that was ready to the worker."""
+        self._broker.ready.remove(copy)
+        tag = next(self._tags)
+        self.held[tag] = copy
+        return copy.delivered_to(self, tag)
+
+    def delivered(self, tag: int) -> None:
+        """Nothing to do: no acknowledgements are put together."""
+
+    def ack(self, tag: int) -> None:
+        """On a lost connection it changes nothing."""
+        if self.is_open:
+            del self.held[tag]
+
+    async def release(self, tag: int) -> None:
+        """Back to the queue, unless it is there already."""
+        if self.is_open:
+            self._return(self.held.pop(tag))
+
+    def lose(self) -> None:
+        """The connection is gone, and all that it held is ready again."""
+        self.is_open = False
+        for copy in self.held.values():
+            self._return(copy)
+        self.held.clear()
+
+    def _return(self, copy: Copy) -> None:
+        copy.redelivered = True
+        self._broker.ready.append(copy)
+
+
+class CountingLedger(Ledger):
+    """Counts the ends that were accepted, by the life of the task."""
+
+    ends: Counter[Key]
+
+    async def finish(self, entry: Entry) -> bool:
+        """Write an end, and count it if it counts."""
+        won = await super().finish(entry)
+        self.ends[Key(entry.task_id, entry.life)] += won
+        return won
+
+
+class ModelWorker:
+    """One worker; after `die` or `lose_connection` it goes on as a new one, or with a new connection."""
+
+    def __init__(self, name: str, broker: Broker, store: Store, ends: Counter[Key]) -> None:
+        self.name, self._broker = name, broker
+        self.ledger = CountingLedger(store, name, lambda _up, _reason: None)
+        self.ledger.ends = ends
+        self.writing = asyncio.create_task(self.ledger.run())
+        self._death: Death = "never"
+        self._settles: Key | None = None
+        self._start()
+
+    def _start(self) -> None:
+        publisher, events = cast("Any", self), cast("Any", SimpleNamespace(tell=lambda *_, **__: None))
+        self.runs, self.channel = Runs(Totals()), Channel(self._broker)
+        self._takeover = Takeover(self.ledger, SETTINGS, lambda _: False)
+        self._settler = Settler(publisher, events, SETTINGS, self.name, _no_declare, self.ledger)
+        self._outbox = Outbox(self.ledger)
+        self._relay = Relay(self._outbox, publisher, cast("Any", None), SETTINGS)
+
+    # -- what happens to it -------------------------------------------------------------------------------
+
+    def die(self) -> None:
+        """Everything in its memory is lost; another one takes its place."""
+        self.channel.lose()
+        self._start()
+
+    def lose_connection(self) -> None:
+        """Its runs go on, and their messages are delivered to whoever comes first."""
+        self.channel.lose()
+        self.channel = Channel(self._broker)
+
+    # -- what it does -------------------------------------------------------------------------------------
+
+    async def receive(self, copy: Copy) -> None:
+        """Take a message: it joins a run of its task, is settled from what is kept, or begins to run."""
+        seen = copy.delivered_to(Channel(self._broker))
+        task = decode(seen, SETTINGS)
+        key = key_of(task, seen.headers)
+        if any(run.key == key and run.dispatch < dispatch_of(seen.headers) for run in self.runs):
+            return  # it would wait for the run
+        delivery = self.channel.deliver(copy)
+        if await self.runs.adopt(key, delivery):
+            return
+        memory = Memory(self.ledger, begun(task, key, self.name), SETTINGS.max_result_bytes)
+        execution = cast("Any", SimpleNamespace(attempts=attempts_of(delivery.headers)))
+        handler = cast("Any", asyncio.current_task())
+        run = Run(key, task, [delivery], execution, memory, handler)
+        self.runs.begin(run)
+        async with self._takeover.admitted(run) as outcome:
+            if outcome is not None:
+                await self.end(run, outcome)
+
+    async def end(self, run: Run, outcome: Outcome, death: Death = "never") -> None:
+        """Settle a run, and die on the way if that is so."""
+        run.outcome, self._settles, self._death = outcome, run.key, death
+        if death == "before acknowledging":
+            self.channel.lose()
+        record = None if run.is_recorded else run.memory.run
+        try:
+            outcome = await self._settler.settle(run.task, outcome, run.deliveries, None, record)
+        except Died:
+            self.die()
+            return
+        self.runs.finish(run, outcome)
+        self.runs.end(run)
+        if death == "before acknowledging":
+            self.die()
+
+    async def relay(self, death: Death = "never") -> None:
+        """Publish what is due."""
+        self._death = death
+        due = await self._outbox.claim_due(100)
+        try:
+            await self._relay._publish(due)
+        except Died:
+            self.die()
+
+    async def publish(self, message: Message, **_: Any) -> None:
+        """Publish and see the confirm, as the worker's publisher does."""
+        if self._death == "before publishing":
+            raise Died
+        self._broker.take(message, self._settles)
+        if self._death == "after publishing":
+            raise Died
+
+    def holds(self) -> list[Copy]:
+        """The messages that it has not acknowledged."""
+        return list(self.channel.held.values())
+
+
+async def _no_declare() -> None:
+    raise AssertionError("every queue is there")
+
+
+def life_of(copy: Copy) -> tuple[Key, int]:
+    """The life that a message is of, and which publication it is."""
+    headers = copy.message.headers
+    replay = str(headers.get("warren-replay", ""))
+    return Key(UUID(copy.message.message_id), replay), dispatch_of(headers)
