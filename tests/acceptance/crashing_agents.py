@@ -110,14 +110,22 @@ def instrument_publisher() -> None:
 
 
 def instrument_acknowledgements() -> None:
-    """An acknowledgement is sent when it has left the process."""
-    basic_ack = Channel.basic_ack
+    """An acknowledgement of a task is sent when it has left the process; those of events are no points."""
+    basic_ack, basic_consume = Channel.basic_ack, Channel.basic_consume
+    of_tasks = set[Channel]()
+
+    async def consume(self: Channel, queue: str, *args: Any, **options: Any) -> Any:
+        if ".tasks." in queue:
+            of_tasks.add(self)
+        return await basic_consume(self, queue, *args, **options)
 
     async def ack(self: Channel, delivery_tag: int, multiple: bool = False, wait: bool = True) -> None:
-        passing("ack due")
-        await basic_ack(self, delivery_tag, multiple, wait=True)
-        passing("ack sent")
+        is_point = self in of_tasks
+        passing("ack due" if is_point else "")
+        await basic_ack(self, delivery_tag, multiple, wait=wait or is_point)
+        passing("ack sent" if is_point else "")
 
+    setattr(Channel, "basic_consume", consume)  # noqa: B010 - mypy lets nobody assign to a method
     setattr(Channel, "basic_ack", ack)  # noqa: B010 - mypy lets nobody assign to a method
 
 

@@ -65,6 +65,7 @@ async def test_every_task_has_one_outcome_wherever_its_worker_dies(
         "target": "tests.acceptance.crashing_agents:app",
         "store_url": f"sqlite:///{tmp_path / 'store.db'}",
         "hold_limit": 0.1,
+        "dead_letter_desk": False,
         "breaker_fail_max": 1,
         "test_die_at": ",".join(points),
     }
