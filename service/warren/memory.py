@@ -55,7 +55,7 @@ class Memory:
             value = function(*args, **kwargs)
             kept = self._as_json(await value if inspect.isawaitable(value) else value, f"step {name!r}")
             if self._ledger is not None:
-                await self._ledger.remember(self.run, name, kept)
+                kept = await self._ledger.remember(self.run, name, kept)
             self._steps[name] = kept
         # Read back even the first time, so that a retry sees what the first run saw.
         return from_json(self._steps[name])

@@ -236,17 +236,25 @@ class Ledger:
 
     # -- while it runs ------------------------------------------------------------------------------------
 
-    async def remember(self, run: Entry, name: str, value: bytes) -> None:
-        """Keep the value of a step. Durable when it returns. Raises FenceLost for an overtaken run."""
+    async def remember(self, run: Entry, name: str, value: bytes) -> bytes:
+        """Keep the value of a step, or the one that is kept already, and give it. Durable when it returns.
 
-        async def act(connection: AsyncConnection) -> None:
+        Raises FenceLost for an overtaken run.
+        """
+
+        async def act(connection: AsyncConnection) -> bytes:
             await self.hold(connection, run)
-            kept = self._insert(steps).values(
+            new = self._insert(steps).values(
                 task_id=run.task_id, name=name, value=value, worker_id=self._worker_id, at=time.time()
             )
-            await connection.execute(kept.on_conflict_do_nothing())
+            if (await connection.execute(new.on_conflict_do_nothing())).rowcount:
+                return value
+            # An attempt that timed out just when it had written this: what it kept counts, as ever.
+            query = select(steps.c.value).where(steps.c.task_id == run.task_id, steps.c.name == name)
+            first: bytes = (await connection.execute(query)).scalar_one()
+            return first
 
-        await self.surely(act)
+        return await self.surely(act)
 
     async def checkpoint(self, run: Entry, state: bytes) -> None:
         """Keep the state of a run. Durable when it returns. Raises FenceLost for an overtaken run."""

@@ -113,7 +113,7 @@ async def test_several_relays_publish_each_task_once(rig: Rig, store: str) -> No
         await eventually(lambda: len(ran) >= count, "all ran")
         workers = (one, two, three)
         await eventually(lambda: sum(w.totals.succeeded for w in workers) == count, "all ended")
-        assert sum(worker.totals.postponed for worker in workers) == count
+        assert sum(worker.totals.postponed for worker in workers) > 0
         assert sum(worker.totals.stale for worker in workers) == 0
     assert sorted(payload for _, payload in ran) == list(range(count))  # type: ignore[type-var]
 

@@ -170,6 +170,12 @@ async def test_steps_and_checkpoint_survive_their_run(ledger: Ledger) -> None:
     assert (known.steps, known.checkpoint) == ({"fetch": b"[1,2]"}, b'{"page":7}')
 
 
+async def test_of_two_values_of_a_step_the_first_is_kept_and_given(ledger: Ledger) -> None:
+    run = entry()
+    assert await ledger.remember(run, "fetch", b"1") == b"1"
+    assert await ledger.remember(run, "fetch", b"2") == b"1"
+
+
 async def test_runs_that_never_ended_are_counted_until_one_ends_or_is_released(ledger: Ledger) -> None:
     run = entry()
     crashes = [(await ledger.claim(run.task_id, "", "greet", "default", crashed=True)) for _ in range(2)]
