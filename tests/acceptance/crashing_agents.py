@@ -110,9 +110,9 @@ def instrument_publisher() -> None:
 
 
 def instrument_acknowledgements() -> None:
-    """An acknowledgement of a task is sent when it has left the process; those of events are no points."""
-    basic_ack, basic_consume = Channel.basic_ack, Channel.basic_consume
-    of_tasks = set[Channel]()
+    """An acknowledgement of a task is sent when it has left the process."""
+    basic_consume, basic_ack = Channel.basic_consume, Channel.basic_ack
+    of_tasks: set[Channel] = set()
 
     async def consume(self: Channel, queue: str, *args: Any, **options: Any) -> Any:
         if ".tasks." in queue:
@@ -120,13 +120,15 @@ def instrument_acknowledgements() -> None:
         return await basic_consume(self, queue, *args, **options)
 
     async def ack(self: Channel, delivery_tag: int, multiple: bool = False, wait: bool = True) -> None:
-        is_point = self in of_tasks
-        passing("ack due" if is_point else "")
-        await basic_ack(self, delivery_tag, multiple, wait=wait or is_point)
-        passing("ack sent" if is_point else "")
+        if self not in of_tasks:
+            await basic_ack(self, delivery_tag, multiple, wait)
+            return
+        passing("ack due")
+        await basic_ack(self, delivery_tag, multiple, wait=True)
+        passing("ack sent")
 
-    setattr(Channel, "basic_consume", consume)  # noqa: B010 - mypy lets nobody assign to a method
-    setattr(Channel, "basic_ack", ack)  # noqa: B010 - mypy lets nobody assign to a method
+    for name, method in (("basic_consume", consume), ("basic_ack", ack)):
+        setattr(Channel, name, method)
 
 
 def instrument_relay() -> None:
