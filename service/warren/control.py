@@ -32,7 +32,7 @@ REFRESH: Final = 2.0  # seconds between two looks into the store
 BACK: Final = 86_400.0  # seconds that a worker looks back at its start for cancelled tasks
 OVERLAP: Final = 60.0  # seconds that each later look goes back: clocks differ, and commits take their time
 REMEMBERED: Final = 100_000  # cancelled tasks that a worker knows of; the store knows all
-PREFETCH: Final = 100
+PREFETCH: Final = 1000  # commands are small, and are carried out at once
 
 
 class Command(BaseModel):

@@ -26,7 +26,7 @@ from warren_schemas import Event
 log = structlog.get_logger(__name__)
 
 HEARD: Final = ("health.worker.#", "health.breaker.*.open")
-PREFETCH: Final = 100
+PREFETCH: Final = 1000  # events are small, and are dealt with at once
 LOOKS: Final = 10  # looks at the peers in one heartbeat interval
 # Of those who notice that a worker is lost, the first in line announces it at once, the next one so many
 # intervals later, unless the announcement was heard by then. Who is far behind in the line waits a random
