@@ -155,7 +155,7 @@ class Ledger:
                 if not row["agent_type"]:  # cancelled before anybody knew what it was
                     await self._introduce(connection, task_id, agent_type, user_id)
                 return Claim(row["fence"], row["crashes"], kept=row)
-            return await self._take(connection, row, life, crashed=crashed)
+            return await self._take(connection, row, life, dispatch, crashed=crashed)
 
         return await self.surely(act)
 
@@ -207,7 +207,7 @@ class Ledger:
         return row
 
     async def _take(
-        self, connection: AsyncConnection, row: dict[str, Any], life: str, *, crashed: bool
+        self, connection: AsyncConnection, row: dict[str, Any], life: str, dispatch: int, *, crashed: bool
     ) -> Claim:
         begins_anew = row["life"] != life
         crashes = 0 if begins_anew or row["status"] == RELEASED else row["crashes"]
@@ -220,6 +220,8 @@ class Ledger:
                 life=life,
                 status=RUNNING,
                 fence=fence,
+                # Another life counts its own: with that of the last one its message would be stale.
+                dispatch=dispatch,
                 crashes=crashes + crashed,
                 worker_id=self._worker_id,
                 finished_at=None,

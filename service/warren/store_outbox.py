@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import RowMapping, bindparam, or_, select
+from sqlalchemy import ColumnElement, RowMapping, bindparam, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -130,11 +130,7 @@ class Outbox:
 
     async def put_back(self, refused: Sequence[Due], seconds: float) -> None:
         """These could not be published: nobody tries again for so many seconds."""
-        statement = (
-            tasks.update()
-            .where(tasks.c.task_id == bindparam("id"), tasks.c.dispatch == bindparam("number"))
-            .values(leased_until=time.time() + seconds)
-        )
+        statement = tasks.update().where(*_is_named()).values(leased_until=time.time() + seconds)
 
         async def act(connection: AsyncConnection) -> None:
             await connection.execute(statement, [_named(due) for due in refused])
@@ -197,8 +193,7 @@ async def _mark_published(connection: AsyncConnection, sent: Sequence[Due]) -> N
     statement = (
         tasks.update()
         .where(
-            tasks.c.task_id == bindparam("id"),
-            tasks.c.dispatch == bindparam("number"),
+            *_is_named(),
             tasks.c.status == SCHEDULED,
         )
         .values(status=PUBLISHED, due_at=None, leased_until=None, updated_at=time.time())
@@ -206,8 +201,17 @@ async def _mark_published(connection: AsyncConnection, sent: Sequence[Due]) -> N
     await connection.execute(statement, [_named(due) for due in sent])
 
 
+def _is_named() -> tuple[ColumnElement[bool], ...]:
+    """Whether a row still stands for this publication: another life may have got to the same number."""
+    return (
+        tasks.c.task_id == bindparam("id"),
+        tasks.c.life == bindparam("its_life"),
+        tasks.c.dispatch == bindparam("number"),
+    )
+
+
 def _named(due: Due) -> dict[str, Any]:
-    return {"id": due.task_id, "number": due.dispatch}
+    return {"id": due.task_id, "its_life": due.life, "number": due.dispatch}
 
 
 def _columns(parcel: Parcel) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from warren.errors import FenceLost, StoreUnavailable
 from warren.store import Store
 from warren.store_archive import Archive
 from warren.store_ledger import Entry, Ledger
+from warren.store_outbox import Outbox, Parcel
 from warren.store_schema import metadata, tasks
 
 
@@ -194,6 +195,14 @@ async def test_a_replay_is_a_new_life_with_the_old_steps(ledger: Ledger) -> None
     assert await ledger.finish(replace(run, life="0199", fence=again.fence, status="succeeded"))
     stale = await ledger.claim(run.task_id, "", "greet", "default", crashed=True)
     assert stale.is_stale
+
+
+async def test_another_life_does_not_go_by_the_dispatches_of_the_last(ledger: Ledger) -> None:
+    run = entry()
+    await Outbox(ledger).postpone(run, 0, 1, Parcel(b"{}", b"{}", 4), None)
+    for crashed in (False, True):
+        again = await ledger.claim(run.task_id, "0199", "greet", "default", crashed=crashed)
+        assert not again.is_stale
 
 
 async def test_two_that_claim_at_once_get_two_fences(url: str) -> None:
