@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import asyncpg
@@ -13,43 +15,65 @@ import pytest
 from tests.rig import Rig, eventually
 from tests.stores import Cluster, new_database
 
-from warren import Context, Warren
+from warren import Client, Context, Warren
 from warren.store import Store
+from warren_schemas import Event
 
-TASKS = 600
+PRODUCERS = 200  # tasks under way at any time
 TERMINATED = 30  # backends
 TO_BREAK = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()
-AND pid <> pg_backend_pid() AND (xact_start IS NOT NULL OR state = 'idle in transaction')"""
-
-IsDown = Callable[[], bool]
+AND pid <> pg_backend_pid() AND xact_start IS NOT NULL"""
 
 
-async def restarted(server: Cluster, _url: str, is_down: IsDown) -> None:
+@dataclass
+class Load:
+    """Tasks that are submitted and answered until `stop`, each as soon as another one has ended."""
+
+    client: Client
+    answered: list[int] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=count)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def produce(self) -> None:
+        while not self.stop.is_set():
+            number = next(self.numbers)
+            assert await self.client.run("steps", number, timeout=60) == number
+            self.answered.append(number)
+
+
+async def restarted(server: Cluster, _url: str, events: list[Event]) -> None:
     """The server crashes and comes back."""
     await asyncio.to_thread(server.stop, "immediate")
-    await eventually(is_down, "the outage is told")
+    await eventually(lambda: events, "the outage is told")
     await asyncio.to_thread(server.start)
 
 
-async def out_of_connections(_server: Cluster, url: str, is_down: IsDown) -> None:
+async def out_of_connections(_server: Cluster, url: str, events: list[Event]) -> None:
     """Somebody takes every connection that is free, until that is felt."""
     async with AsyncExitStack() as taken:
-        while not is_down():
+
+        async def take() -> bool:
             try:
                 connection = await asyncpg.connect(url)
             except asyncpg.TooManyConnectionsError:
-                await asyncio.sleep(0.01)
-            else:
-                taken.push_async_callback(connection.close)
+                return any("too many clients" in (event.reason or "") for event in events)
+            taken.push_async_callback(connection.close)
+            return False
+
+        await eventually(take, "the worker is refused a connection")
 
 
-async def terminated(_server: Cluster, url: str, is_down: IsDown) -> None:
+async def terminated(_server: Cluster, url: str, events: list[Event]) -> None:
     """Backends die in the middle of their transactions, many times."""
-    connection, count = await asyncpg.connect(url), 0
+    connection, broken = await asyncpg.connect(url), 0
+
+    async def terminate() -> bool:
+        nonlocal broken
+        broken += len(await connection.fetch(TO_BREAK))
+        return broken >= TERMINATED and bool(events)
+
     try:
-        while count < TERMINATED or not is_down():
-            count += len(await connection.fetch(TO_BREAK))
-            await asyncio.sleep(0.01)
+        await eventually(terminate, "enough backends are gone")
     finally:
         await connection.close()
 
@@ -58,13 +82,13 @@ async def terminated(_server: Cluster, url: str, is_down: IsDown) -> None:
 async def test_a_fault_under_load_loses_nothing_and_repeats_nothing(
     rig: Rig,
     postgresql: Callable[[], Cluster],
-    fault: Callable[[Cluster, str, IsDown], Awaitable[None]],
+    fault: Callable[[Cluster, str, list[Event]], Awaitable[None]],
 ) -> None:
     server = postgresql()
     url = await new_database(server.url)
     async with Store(url, migrate=True):
         pass
-    app, effects, answered = Warren(), Counter[tuple[int, int]](), list[int]()
+    app, effects = Warren(), Counter[tuple[int, int]]()
 
     @app.agent("steps")
     async def steps(number: int, ctx: Context) -> int:
@@ -78,23 +102,22 @@ async def test_a_fault_under_load_loses_nothing_and_repeats_nothing(
         rig.listening("health.store.*") as events,
         asyncio.TaskGroup() as group,
     ):
-
-        async def ask(number: int) -> None:
-            answered.append(int(str(await client.run("steps", number, timeout=120))))
-
-        for number in range(TASKS):
-            group.create_task(ask(number))
-        await eventually(lambda: len(answered) > TASKS // 10, "the load is under way")
-        await fault(server, url, lambda: any(event.state == "down" for event in events))
-        assert len(answered) < TASKS
-        await eventually(lambda: len(answered) == TASKS, "every task is answered", 120)
+        load = Load(client)
+        for _ in range(PRODUCERS):
+            group.create_task(load.produce())
+        await eventually(lambda: len(load.answered) > PRODUCERS, "the load is under way")
+        await fault(server, url, events)
+        before = len(load.answered)
+        await eventually(lambda: len(load.answered) > before + PRODUCERS, "the load goes on")
+        load.stop.set()
+        done = next(load.numbers)
+        await eventually(lambda: len(load.answered) == done, "every task is answered")
         await eventually(lambda: events[-1].state == "up", "the end of the outage is told")
         await eventually(lambda: worker.running == 0, "everything is settled")
-    assert sorted(answered) == list(range(TASKS))
-    assert set(effects.values()) == {1}
-    assert len(effects) == 3 * TASKS
+    assert sorted(load.answered) == list(range(done))
+    assert effects == dict.fromkeys(((number, step) for number in range(done) for step in range(3)), 1)
     assert [event.state for event in events] == ["down", "up"] * (len(events) // 2)
-    assert await _ask(url, "SELECT status, count(*) FROM tasks GROUP BY status") == [("succeeded", TASKS)]
+    assert await _ask(url, "SELECT status, count(*) FROM tasks GROUP BY status") == [("succeeded", done)]
     assert await rig.depth(rig.names.queue("steps")) == 0
     assert await rig.depth(rig.names.dead) == 0
 
