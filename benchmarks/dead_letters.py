@@ -124,12 +124,12 @@ async def play_worker(store: Store) -> None:
     """End what is scheduled, as a relay and workers would."""
     scheduled = select(tasks.c.task_id).where(tasks.c.due_at.is_not(None)).limit(500)
     while True:
-        async with store.transaction() as connection:
-            await connection.execute(
-                tasks.update()
-                .where(tasks.c.task_id.in_(scheduled))
-                .values(status="succeeded", finished_at=time.time(), due_at=None)
-            )
+        ended = (
+            tasks.update()
+            .where(tasks.c.task_id.in_(scheduled))
+            .values(status="succeeded", finished_at=time.time(), due_at=None)
+        )
+        await store.run(lambda connection: connection.execute(ended))  # noqa: B023 - awaited here
         await asyncio.sleep(0.05)
 
 

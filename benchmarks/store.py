@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 from tests.stores import GIVEN, binaries, cluster, new_database
 
-from warren.store import BUSY_TIMEOUT, Store
+from warren.store import Store
+from warren.store_databases import BUSY_TIMEOUT
 from warren.store_finish import ANY_END, Entry, Postgresql, Sqlite
 from warren.wire import new_id
 

@@ -14,11 +14,14 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
+from sqlalchemy import Connection, Executable
 
 from tests.brokers import missing
+from warren.store import Store
 
 GIVEN = os.environ.get("WARREN_TEST_POSTGRES_URL")
 
@@ -88,6 +91,16 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         yield server
     finally:
         server.stop("immediate")
+
+
+async def execute(store: Store, statement: Executable) -> list[dict[str, Any]]:
+    """Run a statement in a transaction of its own, past everything of ours, and give its rows."""
+
+    def act(connection: Connection) -> list[dict[str, Any]]:
+        result = connection.execute(statement)
+        return [dict(row) for row in result.mappings()] if result.returns_rows else []
+
+    return await store.run(act)
 
 
 async def new_database(server_url: str) -> str:

@@ -76,8 +76,7 @@ class Faults:
         worker, other = self._second.worker, self._first.worker
         # SQLite has one writer: a process that is stopped amid a write holds up all others. While we hold
         # the store, nobody writes.
-        async with self._store.transaction():
-            await asyncio.to_thread(worker.freeze)
+        await self._store.run(lambda _: worker.freeze())
         running = self._watch.running([worker.pid])
         self.met.append("a frozen worker")
         self._say(f"froze worker {worker.pid} with {running} tasks in it")

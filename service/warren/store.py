@@ -5,33 +5,26 @@ Only the modules named `store…` know SQLAlchemy.
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing
-from pathlib import Path
-from typing import Any, Final, Self, TypeVar, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Self, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, create_engine, event, make_url
+from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from warren.errors import ConfigurationError, StoreUnavailable, StoreUnusable
 from warren.settings import Settings, state_folder, without_password
+from warren.store_databases import PostgresqlServer, SqliteFile
 
 T = TypeVar("T")
 
-BUSY_TIMEOUT: Final = 30_000  # milliseconds that SQLite waits for another process's write
-# It takes the write lock at once: SQLite has no row locks, and refuses to turn a read into a write.
-BEGIN: Final = "BEGIN IMMEDIATE"
 # SQLSTATE classes (PostgreSQL, appendix A) of what passes: connections, rollbacks (deadlocks), resources, and
 # an operator who stops or starts the server.
 PASSING_CLASSES: Final = {"08", "40", "53", "57"}
@@ -54,24 +47,15 @@ class Store:
 
     def __init__(self, url: str, *, migrate: bool = False) -> None:
         parsed = make_url(url)
-        drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
         backend = parsed.get_backend_name()
-        if backend not in drivers:
+        if backend not in ("sqlite", "postgresql"):
             raise ConfigurationError(
                 f"WARREN_STORE_URL: {without_password(url)!r} is neither sqlite:///FILE nor postgresql://…"
             )
         self.url = without_password(url)
         self.is_sqlite = backend == "sqlite"
         self._migrates = migrate or self.is_sqlite
-        self._file = Path(parsed.database) if self.is_sqlite and parsed.database else None
-        options: dict[str, Any] = {} if self.is_sqlite else {"pool_pre_ping": True, "pool_timeout": 10}
-        self._engine = create_async_engine(parsed.set(drivername=drivers[backend]), **options)
-        if self.is_sqlite:
-            event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
-            event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
-            self._direct = create_engine(parsed.set(drivername="sqlite"))
-            event.listen(self._direct, "connect", _prepare_sqlite)
-            self._thread = ThreadPoolExecutor(1, "warren-store")
+        self._database = SqliteFile(parsed) if self.is_sqlite else PostgresqlServer(parsed)
 
     @classmethod
     def of(cls, settings: Settings, *, migrate: bool = False) -> Self | None:
@@ -81,51 +65,37 @@ class Store:
 
     async def __aenter__(self) -> Self:
         try:
-            if self._file is not None:
-                await asyncio.to_thread(_make_room_for, self._file)
-            async with self.transaction() as connection:
-                await connection.run_sync(_migrate if self._migrates else _check_version)
+            await self._database.prepare()
+            await self.run(_migrate if self._migrates else _check_version)
         except BaseException:
-            await self._engine.dispose()
+            await self._database.close()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._engine.dispose()
-        if self.is_sqlite:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._direct.dispose)
-            self._thread.shutdown(wait=False)
+        await self._database.close()
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction: committed at the end, rolled back when anything is raised.
+    async def run(self, act: Callable[[Connection], T]) -> T:
+        """Run `act` in a transaction of its own: committed when it returns, rolled back when it raises.
 
-        Raises StoreUnavailable or StoreUnusable for what the database itself raises.
+        On SQLite it is carried through even when this is cancelled. Raises StoreUnavailable or StoreUnusable
+        for what the database raises.
         """
+        with self._translating():
+            return await self._database.run(act)
+
+    async def run_bare(self, act: Callable[[sqlite3.Connection], T]) -> T:
+        """SQLite only: `run` with the driver's own connection, for statements that come in thousands."""
+        assert isinstance(self._database, SqliteFile)
+        with self._translating():
+            return await self._database.run_bare(act)
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
         try:
-            async with self._engine.begin() as connection:
-                yield connection
-        except (DBAPIError, PoolTimeout, OSError) as error:
+            yield
+        except (DBAPIError, PoolTimeout, sqlite3.Error, OSError) as error:
             raise self._translated(error) from error
-
-    async def in_thread(self, act: Callable[[sqlite3.Connection], T]) -> T:
-        """SQLite only: run `act` in a transaction of its own, in one trip to a thread that is there for it.
-
-        aiosqlite takes a trip for each statement, which costs more than a statement. Raises what
-        `transaction` raises; cancelled, it is carried through all the same.
-        """
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._act, act)
-        except (sqlite3.Error, OSError) as error:
-            raise self._translated(error) from error
-
-    def _act(self, act: Callable[[sqlite3.Connection], T]) -> T:
-        with closing(self._direct.raw_connection()) as pooled:
-            connection = cast("sqlite3.Connection", pooled.driver_connection)
-            connection.execute(BEGIN)
-            result = act(connection)
-            connection.execute("COMMIT")
-            return result
 
     def _translated(self, error: Exception) -> Exception:
         cause = error.orig if isinstance(error, DBAPIError) else error
@@ -142,32 +112,6 @@ class Store:
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return StoreUnavailable(f"the store {self.url} closed the connection: {text}")
         return error
-
-
-def _make_room_for(file: Path) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise StoreUnusable(f"cannot make a folder for the store: {error}") from error
-    # SQLite only says "unable to open"; it needs the folder too, for its write-ahead log.
-    for path in (file.parent, file):
-        if path.exists() and not os.access(path, os.W_OK):
-            raise StoreUnusable(f"the store {file} is read-only: {path} cannot be written")
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    """Settings of one SQLite connection (https://sqlite.org/pragma.html)."""
-    connection.isolation_level = None  # `_begin_sqlite` begins transactions, not the driver
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    # A commit is on the disk when it returns: an acknowledgement follows it.
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql(BEGIN)
 
 
 def _alembic(connection: Connection) -> Config:

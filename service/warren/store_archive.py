@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import JsonValue
 from pydantic_core import from_json
-from sqlalchemy import RowMapping, delete, select
+from sqlalchemy import Connection, RowMapping, delete, select
 
 from warren.store import Store
 from warren.store_schema import CANCELLED, DEAD, SUCCEEDED, attempts, steps, tasks
@@ -88,36 +88,41 @@ class Archive:
 
     async def task(self, task_id: UUID) -> TaskRecord | None:
         """Everything about one task, or None: it waits, runs for the first time, or never was."""
-        async with self._store.transaction() as connection:
-            row = (
-                (await connection.execute(select(tasks).where(tasks.c.task_id == task_id))).mappings().first()
-            )
+
+        def act(connection: Connection) -> TaskRecord | None:
+            row = connection.execute(select(tasks).where(tasks.c.task_id == task_id)).mappings().first()
             if row is None:
                 return None
             failed = select(attempts).where(attempts.c.task_id == task_id).order_by(attempts.c.failed_at)
             remembered = select(steps).where(steps.c.task_id == task_id).order_by(steps.c.at)
             return _record(
                 row,
-                (await connection.execute(failed)).mappings().all(),
-                (await connection.execute(remembered)).mappings().all(),
+                connection.execute(failed).mappings().all(),
+                connection.execute(remembered).mappings().all(),
             )
+
+        return await self._store.run(act)
 
     async def status(self, task_id: UUID) -> str | None:
         """The status alone, or None like `task`."""
-        async with self._store.transaction() as connection:
+
+        def act(connection: Connection) -> str | None:
             query = select(tasks.c.status).where(tasks.c.task_id == task_id)
-            return (await connection.execute(query)).scalar_one_or_none()
+            return connection.execute(query).scalar_one_or_none()
+
+        return await self._store.run(act)
 
     async def prune(self, older_than: float) -> int:
         """Delete tasks that ended more than so many seconds ago, with their steps. Returns how many."""
         ended = select(tasks.c.task_id).where(tasks.c.finished_at < time.time() - older_than)
-        async with self._store.transaction() as connection:
+
+        def act(connection: Connection) -> int:
             for table in (steps, attempts):
-                await connection.execute(delete(table).where(table.c.task_id.in_(ended)))
-            done = await connection.execute(
-                delete(tasks).where(tasks.c.finished_at < time.time() - older_than)
-            )
+                connection.execute(delete(table).where(table.c.task_id.in_(ended)))
+            done = connection.execute(delete(tasks).where(tasks.c.finished_at < time.time() - older_than))
             return done.rowcount
+
+        return await self._store.run(act)
 
 
 def _record(row: RowMapping, failed: Sequence[RowMapping], remembered: Sequence[RowMapping]) -> TaskRecord:

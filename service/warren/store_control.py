@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from warren.store import Store
 from warren.store_schema import CANCELLED, FINAL, pauses, tasks
@@ -51,19 +50,22 @@ class Board:
             "task_id": task_id, "life": "", "agent_type": "", "user_id": "", "status": CANCELLED,
             "fence": 1, "crashes": 0, "attempts": 0, "finished_at": now, "updated_at": now,
         }  # fmt: skip
-        async with self._store.transaction() as connection:
-            made = await connection.execute(self._insert(tasks).values(new).on_conflict_do_nothing())
+
+        def act(connection: Connection) -> Cancelled:
+            made = connection.execute(self._insert(tasks).values(new).on_conflict_do_nothing())
             if made.rowcount:
                 return Cancelled(None)
             query = select(tasks).where(tasks.c.task_id == task_id).with_for_update()
-            row = (await connection.execute(query)).mappings().one()
+            row = connection.execute(query).mappings().one()
             if row["status"] not in FINAL:
-                await self._overrule(connection, task_id, now)
+                self._overrule(connection, task_id, now)
             return Cancelled(row["status"], row["attempts"], row["reply_to"], row["correlation_id"])
 
-    async def _overrule(self, connection: AsyncConnection, task_id: UUID, now: float) -> None:
+        return await self._store.run(act)
+
+    def _overrule(self, connection: Connection, task_id: UUID, now: float) -> None:
         values: dict[str, Any] = {"due_at": None, "leased_until": None, "finished_at": now, "updated_at": now}
-        await connection.execute(
+        connection.execute(
             tasks.update()
             .where(tasks.c.task_id == task_id)
             .values(status=CANCELLED, fence=tasks.c.fence + 1, **values)
@@ -74,23 +76,35 @@ class Board:
         query = select(tasks.c.task_id, tasks.c.finished_at).where(
             tasks.c.status == CANCELLED, tasks.c.finished_at > moment
         )
-        async with self._store.transaction() as connection:
-            return [(row.task_id, row.finished_at) for row in await connection.execute(query)]
+
+        def act(connection: Connection) -> list[tuple[UUID, float]]:
+            return [(row.task_id, row.finished_at) for row in connection.execute(query)]
+
+        return await self._store.run(act)
 
     async def pause(self, agent_type: str) -> bool:
         """Nobody is to run this agent type any more. False: nobody was anyway."""
         new = {"agent_type": agent_type, "paused_at": time.time()}
-        async with self._store.transaction() as connection:
-            made = await connection.execute(self._insert(pauses).values(new).on_conflict_do_nothing())
+
+        def act(connection: Connection) -> bool:
+            made = connection.execute(self._insert(pauses).values(new).on_conflict_do_nothing())
             return bool(made.rowcount)
+
+        return await self._store.run(act)
 
     async def resume(self, agent_type: str) -> bool:
         """Everybody may run it again. False: it was not paused."""
-        async with self._store.transaction() as connection:
-            gone = await connection.execute(pauses.delete().where(pauses.c.agent_type == agent_type))
+
+        def act(connection: Connection) -> bool:
+            gone = connection.execute(pauses.delete().where(pauses.c.agent_type == agent_type))
             return bool(gone.rowcount)
+
+        return await self._store.run(act)
 
     async def paused(self) -> set[str]:
         """The agent types that are paused."""
-        async with self._store.transaction() as connection:
-            return set((await connection.execute(select(pauses.c.agent_type))).scalars())
+
+        def act(connection: Connection) -> set[str]:
+            return set(connection.execute(select(pauses.c.agent_type)).scalars())
+
+        return await self._store.run(act)

@@ -9,11 +9,11 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, RowMapping, and_, func, literal_column, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, literal_column, or_, select
 
 from warren.store import Store
 from warren.store_schema import DEAD, DISCARDED, tasks
@@ -122,9 +122,12 @@ class DeadIndex:
 
     async def count(self, wanted: Filter) -> int:
         """How many there are."""
-        async with self._store.transaction() as connection:
+
+        def act(connection: Connection) -> int:
             query = select(func.count()).select_from(tasks).where(wanted.condition())
-            return int((await connection.execute(query)).scalar_one())
+            return int(connection.execute(query).scalar_one())
+
+        return await self._store.run(act)
 
     async def find(
         self,
@@ -136,8 +139,11 @@ class DeadIndex:
     ) -> list[DeadTask]:
         """At most so many, the newest first unless told otherwise, from behind a position."""
         query = _ordered(wanted, _SUMMARY, limit, oldest_first=oldest_first, after=after)
-        async with self._store.transaction() as connection:
-            return [_dead_task(row) for row in (await connection.execute(query)).mappings()]
+
+        def act(connection: Connection) -> list[DeadTask]:
+            return [_dead_task(row) for row in connection.execute(query).mappings()]
+
+        return await self._store.run(act)
 
     async def groups(self, wanted: Filter, limit: int) -> list[Group]:
         """The largest groups of like failures, at most so many."""
@@ -152,27 +158,32 @@ class DeadIndex:
             .where(wanted.condition())
             .group_by(tasks.c.fingerprint, tasks.c.agent_type)
         )
-        async with self._store.transaction() as connection:
+
+        def act(connection: Connection) -> list[Group]:
             parts: dict[str, list[RowMapping]] = {}
-            for row in (await connection.execute(query)).mappings():
+            for row in connection.execute(query).mappings():
                 parts.setdefault(row["fingerprint"], []).append(row)
             largest = sorted(parts.values(), key=lambda rows: -sum(row["count"] for row in rows))[:limit]
-            return [await _group(connection, rows) for rows in largest]
+            return [_group(connection, rows) for rows in largest]
+
+        return await self._store.run(act)
 
     async def show(self, task_id: UUID) -> DeadLetter | None:
         """Everything about one, or None when the task is not dead."""
         query = select(*_EVERYTHING).where(IS_DEAD, tasks.c.task_id == task_id)
-        async with self._store.transaction() as connection:
-            row = (await connection.execute(query)).mappings().one_or_none()
-        return None if row is None else _dead_letter(row)
+
+        def act(connection: Connection) -> DeadLetter | None:
+            row = connection.execute(query).mappings().one_or_none()
+            return None if row is None else _dead_letter(row)
+
+        return await self._store.run(act)
 
     async def export(self, wanted: Filter) -> AsyncIterator[DeadLetter]:
         """Everything about each, the oldest first, a page in memory at a time."""
         after: Position | None = None
         while True:
             query = _ordered(wanted, _EVERYTHING, PAGE, oldest_first=True, after=after)
-            async with self._store.transaction() as connection:
-                rows = (await connection.execute(query)).mappings().all()
+            rows = await self._store.run(partial(_rows, query))
             for row in rows:
                 yield _dead_letter(row)
             if len(rows) < PAGE:
@@ -181,33 +192,46 @@ class DeadIndex:
 
     async def discard(self, wanted: Filter, limit: int | None = None) -> int:
         """Give up on them for good, the oldest first; what they were to do is deleted. Returns how many."""
-        done, after = 0, None
+        done = 0
+        after: Position | None = None
         while limit is None or done < limit:
             size = CHUNK if limit is None else min(CHUNK, limit - done)
-            async with self._store.transaction() as connection:
-                page = await page_of(connection, wanted.condition(), size, after)
-                if not page:
-                    break
-                done += await _discard(connection, [position.task_id for position in page])
-            after = page[-1]
+            discarded, after = await self._store.run(partial(_discard_next, wanted, size, after))
+            done += discarded
+            if after is None:
+                break
         return done
 
 
-async def page_of(
-    connection: AsyncConnection, condition: ColumnElement[bool], size: int, after: Position | None
+def page_of(
+    connection: Connection, condition: ColumnElement[bool], size: int, after: Position | None
 ) -> Sequence[Position]:
     """The next dead letters behind a position, the oldest first. No locks: look again when you have them."""
     query = select(tasks.c.finished_at, tasks.c.task_id).where(condition)
     query = query.order_by(tasks.c.finished_at, tasks.c.task_id).limit(size)
     if after is not None:
         query = query.where(_behind(after, oldest_first=True))
-    return [Position(*row) for row in await connection.execute(query)]
+    return [Position(*row) for row in connection.execute(query)]
 
 
-async def _discard(connection: AsyncConnection, task_ids: Sequence[UUID]) -> int:
+def _rows(query: Select[Any], connection: Connection) -> Sequence[RowMapping]:
+    return connection.execute(query).mappings().all()
+
+
+def _discard_next(
+    wanted: Filter, size: int, after: Position | None, connection: Connection
+) -> tuple[int, Position | None]:
+    """Discard the next ones; how many, and where to go on, None at the end."""
+    page = page_of(connection, wanted.condition(), size, after)
+    if not page:
+        return 0, None
+    return _discard(connection, [position.task_id for position in page]), page[-1]
+
+
+def _discard(connection: Connection, task_ids: Sequence[UUID]) -> int:
     """Whatever of these is still dead; a replay may have been quicker."""
     nothing = {"body": None, "headers": None, "result": None, "checkpoint": None}
-    done = await connection.execute(
+    done = connection.execute(
         tasks.update()
         .where(tasks.c.task_id.in_(task_ids), IS_DEAD)
         .values(status=DISCARDED, updated_at=time.time(), **nothing)
@@ -233,7 +257,7 @@ def _behind(after: Position, *, oldest_first: bool) -> ColumnElement[bool]:
     return and_(time_is <= died_at, or_(time_is < died_at, id_is < task_id))
 
 
-async def _group(connection: AsyncConnection, parts: Sequence[RowMapping]) -> Group:
+def _group(connection: Connection, parts: Sequence[RowMapping]) -> Group:
     newest = max(parts, key=lambda row: row["last"])
     query = (
         select(*_SUMMARY)
@@ -245,7 +269,7 @@ async def _group(connection: AsyncConnection, parts: Sequence[RowMapping]) -> Gr
         )
         .limit(1)
     )
-    sample = (await connection.execute(query)).mappings().first()
+    sample = connection.execute(query).mappings().first()
     return Group(
         fingerprint=newest["fingerprint"],
         count=sum(row["count"] for row in parts),

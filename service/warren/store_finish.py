@@ -69,7 +69,7 @@ class Sqlite:
 
     async def write(self, group: Sequence[Entry]) -> list[bool]:
         """Write the group in one transaction: of each entry, whether it changed its row."""
-        return await self._store.in_thread(lambda connection: self._write(connection, group))
+        return await self._store.run_bare(lambda connection: self._write(connection, group))
 
     def _write(self, connection: sqlite3.Connection, group: Sequence[Entry]) -> list[bool]:
         cursor, now = connection.cursor(), time.time()
@@ -98,10 +98,13 @@ class Postgresql:
     async def write(self, group: Sequence[Entry]) -> list[bool]:
         """Write the group in one transaction: of each entry, whether it changed its row."""
         columns = zip(*(_any_values(entry) for entry in group), strict=True)
-        parameters = {f"all_{name}": list(values) for name, values in zip(ANY_END, columns, strict=True)}
-        async with self._store.transaction() as connection:
-            changed = await connection.execute(self._statement, parameters | {"now": time.time()})
-            won = set(changed.scalars())
+        parameters: dict[str, Any] = {
+            f"all_{name}": list(values) for name, values in zip(ANY_END, columns, strict=True)
+        }
+        parameters["now"] = time.time()
+        won = await self._store.run(
+            lambda connection: set(connection.execute(self._statement, parameters).scalars())
+        )
         return [entry.task_id in won for entry in group]
 
 

@@ -15,9 +15,8 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from warren.errors import FenceLost, StoreUnavailable
 from warren.store import Store
@@ -127,8 +126,8 @@ class Ledger:
             self._wake.set()
         return list(group.values())
 
-    async def _note(self, connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
-        await connection.execute(self._insert(attempts).on_conflict_do_nothing(), rows)
+    def _note(self, connection: Connection, rows: list[dict[str, Any]]) -> None:
+        connection.execute(self._insert(attempts).on_conflict_do_nothing(), rows)
 
     # -- taking a task over --------------------------------------------------------------------------------
 
@@ -144,54 +143,50 @@ class Ledger:
         """
         life, user_id = fitting(life, tasks.c.life), fitting(user_id, tasks.c.user_id)
 
-        async def act(connection: AsyncConnection) -> Claim:
-            row = await self._locked(connection, task_id)
+        def act(connection: Connection) -> Claim:
+            row = self._locked(connection, task_id)
             if row is None:
                 first = {"life": life, "agent_type": agent_type, "user_id": user_id, "attempts": 0}
-                row = await self._first(connection, task_id, first)
+                row = self._first(connection, task_id, first)
             if row["life"] > life or (row["life"] == life and row["dispatch"] > dispatch):
                 return Claim(row["fence"], row["crashes"], is_stale=True)
             if row["status"] in FINAL and row["life"] == life:
                 if not row["agent_type"]:  # cancelled before anybody knew what it was
-                    await self._introduce(connection, task_id, agent_type, user_id)
+                    self._introduce(connection, task_id, agent_type, user_id)
                 return Claim(row["fence"], row["crashes"], kept=row)
-            return await self._take(connection, row, life, dispatch, crashed=crashed)
+            return self._take(connection, row, life, dispatch, crashed=crashed)
 
         return await self.surely(act)
 
-    async def _introduce(
-        self, connection: AsyncConnection, task_id: UUID, agent_type: str, user_id: str
-    ) -> None:
-        await connection.execute(
+    def _introduce(self, connection: Connection, task_id: UUID, agent_type: str, user_id: str) -> None:
+        connection.execute(
             tasks.update().where(tasks.c.task_id == task_id).values(agent_type=agent_type, user_id=user_id)
         )
 
     async def crashes(self, task_id: UUID) -> int:
         """How many recorded runs of a task have not ended; nothing is recorded by asking."""
 
-        async def act(connection: AsyncConnection) -> int:
+        def act(connection: Connection) -> int:
             query = select(tasks.c.crashes).where(tasks.c.task_id == task_id)
-            return (await connection.execute(query)).scalar_one_or_none() or 0
+            return connection.execute(query).scalar_one_or_none() or 0
 
         return await self.surely(act)
 
     async def exonerate(self, task_id: UUID) -> None:
         """A run that was overtaken has ended after all: its worker did not die of it."""
 
-        async def act(connection: AsyncConnection) -> None:
+        def act(connection: Connection) -> None:
             counted = (tasks.c.task_id == task_id) & (tasks.c.crashes > 0)
-            await connection.execute(tasks.update().where(counted).values(crashes=tasks.c.crashes - 1))
+            connection.execute(tasks.update().where(counted).values(crashes=tasks.c.crashes - 1))
 
         await self.surely(act)
 
-    async def _locked(self, connection: AsyncConnection, task_id: UUID) -> dict[str, Any] | None:
+    def _locked(self, connection: Connection, task_id: UUID) -> dict[str, Any] | None:
         query = select(tasks).where(tasks.c.task_id == task_id).with_for_update()
-        row = (await connection.execute(query)).mappings().one_or_none()
+        row = connection.execute(query).mappings().one_or_none()
         return None if row is None else dict(row)
 
-    async def _first(
-        self, connection: AsyncConnection, task_id: UUID, values: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _first(self, connection: Connection, task_id: UUID, values: dict[str, Any]) -> dict[str, Any]:
         """Make the row that nobody has made yet; another may be doing the same right now."""
         new = {
             "task_id": task_id,
@@ -201,19 +196,19 @@ class Ledger:
             "updated_at": time.time(),
             **values,
         }
-        await connection.execute(self._insert(tasks).values(new).on_conflict_do_nothing())
-        row = await self._locked(connection, task_id)
+        connection.execute(self._insert(tasks).values(new).on_conflict_do_nothing())
+        row = self._locked(connection, task_id)
         assert row is not None
         return row
 
-    async def _take(
-        self, connection: AsyncConnection, row: dict[str, Any], life: str, dispatch: int, *, crashed: bool
+    def _take(
+        self, connection: Connection, row: dict[str, Any], life: str, dispatch: int, *, crashed: bool
     ) -> Claim:
         begins_anew = row["life"] != life
         crashes = 0 if begins_anew or row["status"] == RELEASED else row["crashes"]
         crashed = crashed and row["status"] != RELEASED and not begins_anew
         fence = row["fence"] + 1
-        await connection.execute(
+        connection.execute(
             tasks.update()
             .where(tasks.c.task_id == row["task_id"])
             .values(
@@ -230,7 +225,7 @@ class Ledger:
                 updated_at=time.time(),
             )
         )
-        remembered = await connection.execute(
+        remembered = connection.execute(
             select(steps.c.name, steps.c.value).where(steps.c.task_id == row["task_id"])
         )
         known = {name: value for name, value in remembered}  # noqa: C416 - rows are no pairs to mypy
@@ -244,16 +239,16 @@ class Ledger:
         Raises FenceLost for an overtaken run.
         """
 
-        async def act(connection: AsyncConnection) -> bytes:
-            await self.hold(connection, run)
+        def act(connection: Connection) -> bytes:
+            self.hold(connection, run)
             new = self._insert(steps).values(
                 task_id=run.task_id, name=name, value=value, worker_id=self._worker_id, at=time.time()
             )
-            if (await connection.execute(new.on_conflict_do_nothing())).rowcount:
+            if connection.execute(new.on_conflict_do_nothing()).rowcount:
                 return value
             # An attempt that timed out just when it had written this: what it kept counts, as ever.
             query = select(steps.c.value).where(steps.c.task_id == run.task_id, steps.c.name == name)
-            first: bytes = (await connection.execute(query)).scalar_one()
+            first: bytes = connection.execute(query).scalar_one()
             return first
 
         return await self.surely(act)
@@ -261,31 +256,29 @@ class Ledger:
     async def checkpoint(self, run: Entry, state: bytes) -> None:
         """Keep the state of a run. Durable when it returns. Raises FenceLost for an overtaken run."""
 
-        async def act(connection: AsyncConnection) -> None:
-            await self.hold(connection, run)
-            await connection.execute(
-                tasks.update().where(tasks.c.task_id == run.task_id).values(checkpoint=state)
-            )
+        def act(connection: Connection) -> None:
+            self.hold(connection, run)
+            connection.execute(tasks.update().where(tasks.c.task_id == run.task_id).values(checkpoint=state))
 
         await self.surely(act)
 
     async def release(self, run: Entry) -> None:
         """Note that the task was given back to its queue, so that whoever gets it next is no suspect."""
 
-        async def act(connection: AsyncConnection) -> None:
-            await self.hold(connection, run)
-            await connection.execute(
+        def act(connection: Connection) -> None:
+            self.hold(connection, run)
+            connection.execute(
                 tasks.update().where(tasks.c.task_id == run.task_id).values(status=RELEASED, crashes=0)
             )
 
         await self.surely(act)
 
-    async def hold(self, connection: AsyncConnection, run: Entry) -> None:
+    def hold(self, connection: Connection, run: Entry) -> None:
         """Lock the run's row, or make it. Raises FenceLost unless the fence is still this run's."""
-        row = await self._locked(connection, run.task_id)
+        row = self._locked(connection, run.task_id)
         if row is None:
             first = {"life": run.life, "agent_type": run.agent_type, "user_id": run.user_id, "attempts": 0}
-            row = await self._first(connection, run.task_id, first)
+            row = self._first(connection, run.task_id, first)
         if row["fence"] != run.fence or row["life"] != run.life or row["status"] in FINAL:
             raise FenceLost(
                 f"task {run.task_id} was taken over (fence {row['fence']}, ours is {run.fence}): "
@@ -294,14 +287,9 @@ class Ledger:
 
     # -- a store that comes and goes ------------------------------------------------------------------------
 
-    async def surely(self, act: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def surely(self, act: Callable[[Connection], T]) -> T:
         """Run `act` in a transaction; as long as the store is away, wait and try again."""
-
-        async def in_transaction() -> T:
-            async with self.store.transaction() as connection:
-                return await act(connection)
-
-        return await self._patiently(in_transaction)
+        return await self._patiently(lambda: self.store.run(act))
 
     async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
         pause = FIRST_PAUSE

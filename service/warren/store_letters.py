@@ -13,9 +13,8 @@ from typing import Any, Final, Literal
 from uuid import UUID
 
 import structlog
-from sqlalchemy import bindparam, select
+from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from warren.store import Store
 from warren.store_outbox import Parcel
@@ -92,23 +91,26 @@ class Letters:
 
     async def take_in(self, letters: Sequence[Letter]) -> None:
         """Write dead letters down, all or none. They are durable when it returns."""
-        async with self._store.transaction() as connection:
-            await self.write(connection, letters)
 
-    async def write(self, connection: AsyncConnection, letters: Sequence[Letter]) -> None:
+        def act(connection: Connection) -> None:
+            self.write(connection, letters)
+
+        await self._store.run(act)
+
+    def write(self, connection: Connection, letters: Sequence[Letter]) -> None:
         """The same inside a transaction. Rows are locked in the order of their ids, so two never deadlock."""
         pending = sorted(letters, key=lambda letter: letter.task_id)
         while pending:
-            rows = await self._locked(connection, [letter.task_id for letter in pending])
+            rows = self._locked(connection, [letter.task_id for letter in pending])
             changes = _changes(pending, rows)
-            overtaken = await self._make(connection, changes["new"])
-            await _update(connection, changes["fill"])
-            await _update(connection, changes["bury"])
+            overtaken = self._make(connection, changes["new"])
+            _update(connection, changes["fill"])
+            _update(connection, changes["bury"])
             # Another desk has made these rows just now: look again.
             pending = [letter for letter in pending if letter.task_id in overtaken]
 
-    async def _locked(self, connection: AsyncConnection, task_ids: Sequence[UUID]) -> dict[UUID, _Row]:
-        found = await connection.execute(
+    def _locked(self, connection: Connection, task_ids: Sequence[UUID]) -> dict[UUID, _Row]:
+        found = connection.execute(
             select(
                 tasks.c.task_id,
                 tasks.c.life,
@@ -123,19 +125,19 @@ class Letters:
         )
         return {task_id: _Row(*rest) for task_id, *rest in found}
 
-    async def _make(self, connection: AsyncConnection, new: Mapping[UUID, dict[str, Any]]) -> set[UUID]:
+    def _make(self, connection: Connection, new: Mapping[UUID, dict[str, Any]]) -> set[UUID]:
         """Insert rows; gives the tasks that have one by now after all."""
         if not new:
             return set()
         statement = self._insert(tasks).on_conflict_do_nothing().returning(tasks.c.task_id)
-        made = await connection.execute(statement, list(new.values()))
+        made = connection.execute(statement, list(new.values()))
         return set(new) - set(made.scalars())
 
 
-async def _update(connection: AsyncConnection, changes: Mapping[UUID, dict[str, Any]]) -> None:
+def _update(connection: Connection, changes: Mapping[UUID, dict[str, Any]]) -> None:
     if changes:
         rows = [{"id": task_id, **values} for task_id, values in changes.items()]
-        await connection.execute(tasks.update().where(tasks.c.task_id == bindparam("id")), rows)
+        connection.execute(tasks.update().where(tasks.c.task_id == bindparam("id")), rows)
 
 
 def _changes(letters: Sequence[Letter], rows: dict[UUID, _Row]) -> dict[Change, dict[UUID, dict[str, Any]]]:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, RowMapping, bindparam, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from warren.store import Store
 from warren.store_ledger import Entry, Ledger
@@ -76,9 +75,9 @@ class Outbox:
         if after is not None:
             values |= {name: getattr(after, name) for name in Setback.__slots__}
 
-        async def act(connection: AsyncConnection) -> None:
-            await self._ledger.hold(connection, run)
-            await connection.execute(
+        def act(connection: Connection) -> None:
+            self._ledger.hold(connection, run)
+            connection.execute(
                 tasks.update()
                 .where(tasks.c.task_id == run.task_id)
                 .values(
@@ -114,8 +113,8 @@ class Outbox:
             .returning(tasks)
         )
 
-        async def act(connection: AsyncConnection) -> list[RowMapping]:
-            return list((await connection.execute(claimed)).mappings())
+        def act(connection: Connection) -> list[RowMapping]:
+            return list(connection.execute(claimed).mappings())
 
         rows = await self._ledger.surely(act)
         return [_due(row) for row in sorted(rows, key=lambda row: row["due_at"])]
@@ -123,8 +122,8 @@ class Outbox:
     async def published(self, sent: Sequence[Due]) -> None:
         """The broker has confirmed these. Those that somebody runs already are left alone."""
 
-        async def act(connection: AsyncConnection) -> None:
-            await _mark_published(connection, sent)
+        def act(connection: Connection) -> None:
+            _mark_published(connection, sent)
 
         await self._ledger.surely(act)
 
@@ -132,8 +131,8 @@ class Outbox:
         """These could not be published: nobody tries again for so many seconds."""
         statement = tasks.update().where(*_is_named()).values(leased_until=time.time() + seconds)
 
-        async def act(connection: AsyncConnection) -> None:
-            await connection.execute(statement, [_named(due) for due in refused])
+        def act(connection: Connection) -> None:
+            connection.execute(statement, [_named(due) for due in refused])
 
         await self._ledger.surely(act)
 
@@ -161,35 +160,44 @@ class Entrance:
             "idempotency_key": key, "due_at": now, "leased_until": now + LEASE,
             "created_at": now, "updated_at": now,
         }  # fmt: skip
-        async with self._store.transaction() as connection:
-            written = await connection.execute(
+
+        def act(connection: Connection) -> Due | bytes | None:
+            written = connection.execute(
                 self._insert(tasks).values(new | _columns(parcel)).on_conflict_do_nothing()
             )
             if written.rowcount:
                 return Due(task_id, "", agent_type, 0, 1, parcel)
             by_key = (tasks.c.user_id == user_id) & (tasks.c.idempotency_key == key)
             known = select(tasks.c.body, tasks.c.status, tasks.c.leased_until).where(by_key)
-            row = (await connection.execute(known)).one_or_none()
+            row = connection.execute(known).one_or_none()
             if row is None:
                 itself = select(tasks.c.task_id).where(tasks.c.task_id == task_id)
-                is_here = (await connection.execute(itself)).first() is not None
+                is_here = connection.execute(itself).first() is not None
                 return parcel.body if is_here else None  # None: the other one was refused just now
-        body: bytes = row.body
-        return None if row.status == SCHEDULED and (row.leased_until or 0) > now else body
+            body: bytes = row.body
+            return None if row.status == SCHEDULED and (row.leased_until or 0) > now else body
+
+        return await self._store.run(act)
 
     async def published(self, due: Due) -> None:
         """The broker has confirmed it."""
-        async with self._store.transaction() as connection:
-            await _mark_published(connection, [due])
+
+        def act(connection: Connection) -> None:
+            _mark_published(connection, [due])
+
+        await self._store.run(act)
 
     async def withdraw(self, due: Due) -> None:
         """The broker has refused it: its producer is told so, and nobody else is to try."""
         ours = (tasks.c.task_id == due.task_id) & (tasks.c.dispatch == due.dispatch)
-        async with self._store.transaction() as connection:
-            await connection.execute(tasks.delete().where(ours, tasks.c.status == SCHEDULED))
+
+        def act(connection: Connection) -> None:
+            connection.execute(tasks.delete().where(ours, tasks.c.status == SCHEDULED))
+
+        await self._store.run(act)
 
 
-async def _mark_published(connection: AsyncConnection, sent: Sequence[Due]) -> None:
+def _mark_published(connection: Connection, sent: Sequence[Due]) -> None:
     statement = (
         tasks.update()
         .where(
@@ -198,7 +206,7 @@ async def _mark_published(connection: AsyncConnection, sent: Sequence[Due]) -> N
         )
         .values(status=PUBLISHED, due_at=None, leased_until=None, updated_at=time.time())
     )
-    await connection.execute(statement, [_named(due) for due in sent])
+    connection.execute(statement, [_named(due) for due in sent])
 
 
 def _is_named() -> tuple[ColumnElement[bool], ...]:

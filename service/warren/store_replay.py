@@ -15,6 +15,7 @@ from uuid import UUID
 from pydantic_core import from_json, to_json
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     RowMapping,
     and_,
     bindparam,
@@ -24,7 +25,6 @@ from sqlalchemy import (
     literal_column,
     select,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from warren.errors import InvalidTask
 from warren.store import Store
@@ -125,48 +125,61 @@ class Replays:
         """Write a plan down. From now on it can be resumed."""
         now = time.time()
         replay = Replay(str(replay_id), plan, 0, "paused", "", now, now)
-        async with self._store.transaction() as connection:
-            found = await connection.execute(
-                select(func.count()).select_from(tasks).where(replay.condition())
-            )
+
+        def act(connection: Connection) -> None:
+            found = connection.execute(select(func.count()).select_from(tasks).where(replay.condition()))
             count = int(found.scalar_one())
             selected = count if plan.limit is None else min(count, plan.limit)
             raw = to_json(asdict(plan) | {"selected": selected})
             new = {"replay_id": replay.replay_id, "plan": raw, "status": replay.status}
-            await connection.execute(replays.insert().values(created_at=now, updated_at=now, **new))
+            connection.execute(replays.insert().values(created_at=now, updated_at=now, **new))
+
+        await self._store.run(act)
         return await self.get(replay.replay_id)
 
     async def get(self, replay_id: str) -> Replay:
         """A replay that is there."""
-        async with self._store.transaction() as connection:
+
+        def act(connection: Connection) -> Replay:
             query = select(replays).where(replays.c.replay_id == replay_id)
-            return _replay((await connection.execute(query)).mappings().one())
+            return _replay(connection.execute(query).mappings().one())
+
+        return await self._store.run(act)
 
     async def find(self, prefix: str) -> list[Replay]:
         """Replays whose id begins like this, the newest first, a few at most."""
         query = select(replays).where(replays.c.replay_id.startswith(prefix, autoescape=True))
-        async with self._store.transaction() as connection:
-            found = await connection.execute(query.order_by(replays.c.created_at.desc()).limit(10))
+
+        def act(connection: Connection) -> list[Replay]:
+            found = connection.execute(query.order_by(replays.c.created_at.desc()).limit(10))
             return [_replay(row) for row in found.mappings()]
+
+        return await self._store.run(act)
 
     async def mark(self, replay_id: str, status: Status, reason: str = "") -> None:
         """Note how a replay stands; a running one that does so now and then shows that it is alive."""
-        async with self._store.transaction() as connection:
-            await connection.execute(
+
+        def act(connection: Connection) -> None:
+            connection.execute(
                 replays.update()
                 .where(replays.c.replay_id == replay_id)
                 .values(status=status, reason=reason, updated_at=time.time())
             )
 
+        await self._store.run(act)
+
     async def concerns(self, replay: Replay, agent_type: str) -> bool:
         """Whether tasks of this agent type have been, or are to be, replayed."""
         replayed = and_(_of(replay.replay_id), tasks.c.agent_type == agent_type)
         to_come = and_(replay.condition(), tasks.c.agent_type == agent_type)
-        async with self._store.transaction() as connection:
+
+        def act(connection: Connection) -> bool:
             for wanted in (replayed, to_come):
-                if (await connection.execute(select(exists().where(wanted)))).scalar_one():
+                if connection.execute(select(exists().where(wanted))).scalar_one():
                     return True
-        return False
+            return False
+
+        return await self._store.run(act)
 
     async def outcomes(self, replay_id: str) -> Outcomes:
         """How the tasks of a replay stand."""
@@ -174,11 +187,14 @@ class Replays:
         same_way = select(func.count()).where(
             _of(replay_id), IS_DEAD, tasks.c.fingerprint == tasks.c.former_fingerprint
         )
-        async with self._store.transaction() as connection:
-            counts: dict[str, int] = {name: count for name, count in await connection.execute(by_status)}  # noqa: C416
-            same = int((await connection.execute(same_way)).scalar_one()) if counts.get(DEAD) else 0
-        otherwise = sum(counts.pop(status, 0) for status in _ENDED_OTHERWISE) - same
-        return Outcomes(counts.pop(SUCCEEDED, 0), same, otherwise, open=sum(counts.values()))
+
+        def act(connection: Connection) -> Outcomes:
+            counts: dict[str, int] = {name: count for name, count in connection.execute(by_status)}  # noqa: C416
+            same = int(connection.execute(same_way).scalar_one()) if counts.get(DEAD) else 0
+            otherwise = sum(counts.pop(status, 0) for status in _ENDED_OTHERWISE) - same
+            return Outcomes(counts.pop(SUCCEEDED, 0), same, otherwise, open=sum(counts.values()))
+
+        return await self._store.run(act)
 
     async def take(
         self,
@@ -191,15 +207,18 @@ class Replays:
 
         `prepare` makes the body that is published; it raises InvalidTask for what is no task.
         """
-        async with self._store.transaction() as connection:
-            page = await page_of(connection, replay.condition(), count, after)
+
+        def act(connection: Connection) -> Batch:
+            page = page_of(connection, replay.condition(), count, after)
             if not page:
                 return Batch(0, (), None)
-            rows = await _locked(connection, [position.task_id for position in page])
+            rows = _locked(connection, [position.task_id for position in page])
             fresh, problems = _prepared(rows, prepare)
             if fresh:
-                await _schedule(connection, replay, fresh)
-        return Batch(len(fresh), problems, page[-1])
+                _schedule(connection, replay, fresh)
+            return Batch(len(fresh), problems, page[-1])
+
+        return await self._store.run(act)
 
 
 def _of(replay_id: str) -> ColumnElement[bool]:
@@ -207,9 +226,9 @@ def _of(replay_id: str) -> ColumnElement[bool]:
     return and_(tasks.c.life == replay_id, tasks.c.life != literal_column("''"))
 
 
-async def _locked(connection: AsyncConnection, task_ids: Sequence[UUID]) -> Sequence[RowMapping]:
+def _locked(connection: Connection, task_ids: Sequence[UUID]) -> Sequence[RowMapping]:
     """Whatever of these is still dead: another replay may have been quicker."""
-    found = await connection.execute(
+    found = connection.execute(
         select(tasks)
         .where(tasks.c.task_id.in_(task_ids), IS_DEAD)
         .order_by(tasks.c.task_id)
@@ -233,9 +252,7 @@ def _prepared(
     return fresh, problems
 
 
-async def _schedule(
-    connection: AsyncConnection, replay: Replay, fresh: Sequence[tuple[RowMapping, Fresh]]
-) -> None:
+def _schedule(connection: Connection, replay: Replay, fresh: Sequence[tuple[RowMapping, Fresh]]) -> None:
     now = time.time()
     due = {
         "status": SCHEDULED,
@@ -253,10 +270,8 @@ async def _schedule(
         anew: dict[str, Any] = {"attempts": 0, "crashes": 0, "finished_at": None, "result": None}
         if replay.plan.from_scratch:
             anew["checkpoint"] = None
-            await connection.execute(
-                delete(steps).where(steps.c.task_id.in_([row["task_id"] for row, _ in again]))
-            )
-        await connection.execute(
+            connection.execute(delete(steps).where(steps.c.task_id.in_([row["task_id"] for row, _ in again])))
+        connection.execute(
             tasks.update()
             .where(tasks.c.task_id == bindparam("id"))
             .values(
@@ -271,9 +286,9 @@ async def _schedule(
         )
     edited = [(row, one) for row, one in fresh if one.new_id is not None]
     if edited:
-        await connection.execute(tasks.insert(), [_new_row(row, one, due) for row, one in edited])
+        connection.execute(tasks.insert(), [_new_row(row, one, due) for row, one in edited])
         # Their bodies stay, so that one can see what was edited.
-        await connection.execute(
+        connection.execute(
             tasks.update()
             .where(tasks.c.task_id.in_([row["task_id"] for row, _ in edited]))
             .values(status=DISCARDED, updated_at=now)

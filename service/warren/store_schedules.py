@@ -8,7 +8,7 @@ do. Times are seconds since the epoch.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, Protocol, TypeVar
@@ -16,9 +16,8 @@ from uuid import UUID, uuid5
 
 import structlog
 from pydantic_core import from_json
-from sqlalchemy import CursorResult, RowMapping, case, delete, or_, select, update
+from sqlalchemy import Connection, CursorResult, RowMapping, case, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from warren import cron
 from warren.errors import ConfigurationError
@@ -66,7 +65,7 @@ class Fired:
 class Surely(Protocol):
     """Runs something in a transaction, as `Ledger.surely` does."""
 
-    async def __call__(self, act: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def __call__(self, act: Callable[[Connection], T]) -> T:
         """Run `act` and return what it returns."""
 
 
@@ -81,15 +80,11 @@ class Schedules:
         self, store: Store, surely: Surely | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self._store, self._clock = store, clock
-        self._surely = surely or self._once
+        self._surely = surely or store.run
         self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
         # What was in order stays so as long as the clock goes forward: (next_at, when it was looked at).
         self._sound: dict[str, tuple[float, float]] = {}
         self._told: set[str] = set()
-
-    async def _once(self, act: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async with self._store.transaction() as connection:
-            return await act(connection)
 
     # -- keeping them -------------------------------------------------------------------------------------
 
@@ -114,8 +109,8 @@ class Schedules:
     async def remove(self, name: str) -> bool:
         """Remove a schedule. False when there is none of this name."""
 
-        async def act(connection: AsyncConnection) -> bool:
-            gone = await connection.execute(delete(schedules).where(schedules.c.name == name))
+        def act(connection: Connection) -> bool:
+            gone = connection.execute(delete(schedules).where(schedules.c.name == name))
             return gone.rowcount > 0
 
         return await self._surely(act)
@@ -123,8 +118,8 @@ class Schedules:
     async def all(self) -> Sequence[Schedule]:
         """All schedules, by their names."""
 
-        async def act(connection: AsyncConnection) -> Sequence[Schedule]:
-            rows = (await connection.execute(select(schedules).order_by(schedules.c.name))).mappings()
+        def act(connection: Connection) -> Sequence[Schedule]:
+            rows = connection.execute(select(schedules).order_by(schedules.c.name)).mappings()
             return [Schedule(**row) for row in rows]
 
         return await self._surely(act)
@@ -135,16 +130,16 @@ class Schedules:
         A schedule that a person made is never changed, even if it has the name of an agent type.
         """
 
-        async def act(connection: AsyncConnection) -> list[str]:
+        def act(connection: Connection) -> list[str]:
             taken = []
             # By name, as in `fire`: two that lock the same rows in another order would wait for each other.
             for name in sorted(agent_types):
                 if name not in every:
                     old = (schedules.c.name == name) & (schedules.c.made_by == "agent")
-                    await connection.execute(delete(schedules).where(old))
+                    connection.execute(delete(schedules).where(old))
                     continue
                 ours = Schedule(name, name, every[name], made_by="agent")
-                if await self._upsert(connection, ours) is None:
+                if self._upsert(connection, ours) is None:
                     taken.append(name)
             return taken
 
@@ -156,7 +151,7 @@ class Schedules:
                 f"`warren schedule remove {name}` gives the name back",
             )
 
-    async def _upsert(self, connection: AsyncConnection, schedule: Schedule) -> Schedule | None:
+    def _upsert(self, connection: Connection, schedule: Schedule) -> Schedule | None:
         """The schedule as it is kept. None, and nothing changed, when a person made the one of this name and
         this is an agent's, or the other way round."""
         values = asdict(schedule) | {
@@ -172,7 +167,7 @@ class Schedules:
             set_=changed | {"next_at": unmoved},
             where=schedules.c.made_by == new.made_by,
         ).returning(schedules)
-        return _schedule(await connection.execute(statement))
+        return _schedule(connection.execute(statement))
 
     # -- firing -------------------------------------------------------------------------------------------
 
@@ -183,37 +178,37 @@ class Schedules:
         """
         return await self._surely(self._fire)
 
-    async def _fire(self, connection: AsyncConnection) -> Sequence[Fired]:
+    def _fire(self, connection: Connection) -> Sequence[Fired]:
         now = self._clock()
         query = select(schedules.c.name, schedules.c.cron, schedules.c.next_at).where(
             or_(schedules.c.next_at <= now, schedules.c.next_at > now + SKEW)
         )
         fired: list[Fired] = []
         due = 0
-        for row in (await connection.execute(query.order_by(schedules.c.name))).mappings().all():
+        for row in connection.execute(query.order_by(schedules.c.name)).mappings().all():
             try:
                 if row["next_at"] > now:
-                    await self._heal(connection, row, now)
+                    self._heal(connection, row, now)
                 elif due < BATCH:
-                    fired += await self._fire_one(connection, row, now)
+                    fired += self._fire_one(connection, row, now)
                     due += 1
             except (ConfigurationError, ValueError) as error:
                 self._note_unreadable(row, error)
         return fired
 
-    async def _fire_one(self, connection: AsyncConnection, row: RowMapping, now: float) -> list[Fired]:
+    def _fire_one(self, connection: Connection, row: RowMapping, now: float) -> list[Fired]:
         """Move the schedule on, and make the task; nothing where another was faster."""
         tick = cron.last_until(row["cron"], now)
-        moved = await self._move(connection, row, cron.next_after(row["cron"], now), last_at=tick)
+        moved = self._move(connection, row, cron.next_after(row["cron"], now), last_at=tick)
         if moved is None:
             return []
         task = task_of(moved, tick)
         new = self._insert(tasks).values(_waiting(task, now)).on_conflict_do_nothing()
-        if (await connection.execute(new.returning(tasks.c.task_id))).one_or_none() is None:
+        if connection.execute(new.returning(tasks.c.task_id)).one_or_none() is None:
             return []
         return [Fired(row["name"], task.agent_type, tick, task.task_id)]
 
-    async def _heal(self, connection: AsyncConnection, row: RowMapping, now: float) -> None:
+    def _heal(self, connection: Connection, row: RowMapping, now: float) -> None:
         """Bring back what a clock that was ahead has moved on too far.
 
         The next tick but one is still in order, and so is the next of a clock that is a little ahead of ours.
@@ -224,16 +219,16 @@ class Schedules:
         first = cron.next_after(row["cron"], now)
         if row["next_at"] <= cron.next_after(row["cron"], max(first, now + SKEW)):
             self._sound[row["name"]] = (row["next_at"], now)
-        elif await self._move(connection, row, first) is not None:
+        elif self._move(connection, row, first) is not None:
             log.warning("schedule.pulled_back", schedule=row["name"], was=row["next_at"], next_at=first)
 
-    async def _move(
-        self, connection: AsyncConnection, row: RowMapping, next_at: float, **values: float
+    def _move(
+        self, connection: Connection, row: RowMapping, next_at: float, **values: float
     ) -> Schedule | None:
         """Compare and set: the schedule as it is now, or None when somebody else has moved it."""
         as_seen = (schedules.c.name == row["name"]) & (schedules.c.next_at == row["next_at"])
         statement = update(schedules).where(as_seen).values(next_at=next_at, **values).returning(schedules)
-        return _schedule(await connection.execute(statement))
+        return _schedule(connection.execute(statement))
 
     def _note_unreadable(self, row: RowMapping, error: Exception) -> None:
         """One row that a newer Warren or a person wrote must not stop the others. Told once."""

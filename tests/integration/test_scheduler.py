@@ -9,6 +9,7 @@ from sqlalchemy import select
 from structlog.testing import capture_logs
 from tests.faults import logged
 from tests.rig import Rig, eventually
+from tests.stores import execute
 
 from warren import Warren
 from warren.store import Store
@@ -37,9 +38,8 @@ def app_of(every: str | None, ran: list[None] | None = None) -> Warren:
 
 async def fired(store: Store) -> list[Task]:
     """The tasks that schedules have made, whatever became of them."""
-    async with store.transaction() as connection:
-        bodies = (await connection.execute(select(tasks.c.body))).scalars()
-        found = [Task.model_validate_json(body) for body in bodies if body is not None]
+    rows = await execute(store, select(tasks.c.body).where(tasks.c.body.is_not(None)))
+    found = [Task.model_validate_json(row["body"]) for row in rows]
     return [task for task in found if "schedule" in task.metadata]
 
 

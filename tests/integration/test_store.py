@@ -14,14 +14,14 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, select
-from tests.stores import Cluster, new_database
+from tests.stores import Cluster, execute, new_database
 
 from warren.errors import FenceLost, StoreUnavailable
 from warren.store import Store
 from warren.store_archive import Archive
 from warren.store_ledger import Entry, Ledger
 from warren.store_outbox import Outbox, Parcel
-from warren.store_schema import metadata, tasks
+from warren.store_schema import metadata, steps, tasks
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -143,13 +143,10 @@ async def test_an_end_leaves_what_is_needed_to_publish_the_task(url: str) -> Non
         for run in runs:
             await ledger.checkpoint(run, b"[1]")
             waits = kept | {"due_at": 2.0, "leased_until": 3.0, "idempotency_key": run.status}
-            async with store.transaction() as connection:
-                await connection.execute(tasks.update().where(tasks.c.task_id == run.task_id).values(**waits))
+            await execute(store, tasks.update().where(tasks.c.task_id == run.task_id).values(**waits))
         assert await asyncio.gather(*map(ledger.finish, runs)) == [True, True]
         for run in runs:
-            async with store.transaction() as connection:
-                query = select(tasks).where(tasks.c.task_id == run.task_id)
-                row = (await connection.execute(query)).mappings().one()
+            [row] = await execute(store, select(tasks).where(tasks.c.task_id == run.task_id))
             assert {name: row[name] for name in kept} == kept | {"idempotency_key": run.status}
             assert (row["due_at"], row["leased_until"], row["status"]) == (None, None, run.status)
 
@@ -215,15 +212,19 @@ async def test_two_that_claim_at_once_get_two_fences(url: str) -> None:
 
 
 async def test_a_trip_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    def act(connection: sqlite3.Connection) -> None:
+    def bare(connection: sqlite3.Connection) -> None:
         connection.execute("INSERT INTO steps VALUES ('1', 'a', x'00', 'worker-1', 0)")
         connection.execute("INSERT INTO nowhere VALUES (1)")
 
+    def act(connection: Connection) -> None:
+        connection.execute(steps.insert().values(task_id=uuid4(), name="a", value=b"", worker_id="w", at=0))
+        connection.exec_driver_sql("INSERT INTO nowhere VALUES (1)")
+
     async with Store(f"sqlite:///{tmp_path / 'store.db'}") as store:
-        with pytest.raises(StoreUnavailable, match="no such table: nowhere"):
-            await store.in_thread(act)
-        left = await store.in_thread(lambda connection: connection.execute("SELECT * FROM steps").fetchall())
-    assert left == []
+        for trip in (store.run_bare(bare), store.run(act)):
+            with pytest.raises(StoreUnavailable, match="no such table: nowhere"):
+                await trip
+        assert await execute(store, select(steps)) == []
 
 
 async def test_migrating_twice_changes_nothing(url: str) -> None:
@@ -265,5 +266,5 @@ async def test_the_migrations_make_the_tables_that_the_code_expects(url: str) ->
     def differences(connection: Connection) -> list[object]:
         return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
-    async with Store(url, migrate=True) as store, store.transaction() as connection:
-        assert await connection.run_sync(differences) == []
+    async with Store(url, migrate=True) as store:
+        assert await store.run(differences) == []

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import select
 from tests.integration.test_store import entry, ledger_of, url
+from tests.stores import execute
 
 from warren.store import Store
 from warren.store_dead import DeadIndex, Filter
@@ -57,15 +58,13 @@ def letter(task_id: UUID | None = None, **changes: Any) -> Letter:
 
 async def row_of(store: Store, task_id: UUID) -> dict[str, Any]:
     """A row as it is."""
-    async with store.transaction() as connection:
-        found = await connection.execute(select(tasks).where(tasks.c.task_id == task_id))
-        return dict(found.mappings().one())
+    [row] = await execute(store, select(tasks).where(tasks.c.task_id == task_id))
+    return row
 
 
 async def change(store: Store, task_id: UUID, **values: Any) -> None:
     """Change a row as something else would have done."""
-    async with store.transaction() as connection:
-        await connection.execute(tasks.update().where(tasks.c.task_id == task_id).values(**values))
+    await execute(store, tasks.update().where(tasks.c.task_id == task_id).values(**values))
 
 
 # --- letters ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 from sqlalchemy import select, update
 from tests.integration.test_store import entry, ledger_of, url
 from tests.integration.test_store_dead import change, letter, row_of, store
+from tests.stores import execute
 
 from warren import Settings
 from warren.errors import ConfigurationError
@@ -45,9 +46,8 @@ async def end(store: Store, task_id: UUID, status: str, fingerprint: str = "f" *
 
 
 async def ids_of(store: Store, status: str) -> list[UUID]:
-    async with store.transaction() as connection:
-        found = await connection.execute(select(tasks.c.task_id).where(tasks.c.status == status))
-        return list(found.scalars())
+    found = await execute(store, select(tasks.c.task_id).where(tasks.c.status == status))
+    return [row["task_id"] for row in found]
 
 
 async def test_a_replayed_row_waits_for_the_relay(store: Store) -> None:
@@ -287,10 +287,9 @@ async def test_a_cancelled_replay_is_paused_and_goes_on_where_it_was(store: Stor
 
 async def change_rate(store: Store, replay_id: str, rate: float) -> None:
     """So that the test need not wait."""
-    async with store.transaction() as connection:
-        row = (await connection.execute(select(replays.c.plan))).scalar_one()
-        plan = json.loads(row) | {"rate": rate}
-        await connection.execute(update(replays).values(plan=json.dumps(plan).encode()))
+    [row] = await execute(store, select(replays.c.plan))
+    plan = json.loads(row["plan"]) | {"rate": rate}
+    await execute(store, update(replays).values(plan=json.dumps(plan).encode()))
 
 
 async def test_no_more_are_open_than_the_living_can_bear(store: Store, monkeypatch: Any) -> None:

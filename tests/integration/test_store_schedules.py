@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, select, update
 from structlog.testing import capture_logs
 from tests.faults import logged
-from tests.stores import Cluster, new_database
+from tests.stores import Cluster, execute, new_database
 
 from warren import cron
 from warren.errors import ConfigurationError
@@ -68,8 +67,7 @@ def recurring(store: Store, clock: Clock) -> Schedules:
 
 async def rows(store: Store) -> list[dict[str, Any]]:
     """The tasks in the store, oldest tick first."""
-    async with store.transaction() as connection:
-        found = [dict(row) for row in (await connection.execute(select(tasks))).mappings()]
+    found = await execute(store, select(tasks))
     return sorted(found, key=lambda row: str(json.loads(row["body"])["created_at"]))
 
 
@@ -155,10 +153,12 @@ async def test_five_schedulers_at_once_fire_each_tick_once(url: str, clock: Cloc
 async def test_a_scheduler_that_dies_while_it_fires_takes_nothing_with_it(
     store: Store, recurring: Schedules, clock: Clock
 ) -> None:
-    async def dying(act: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async with store.transaction() as connection:
-            await act(connection)
+    async def dying(act: Callable[[Connection], T]) -> T:
+        def dies(connection: Connection) -> T:
+            act(connection)
             raise ConnectionResetError
+
+        return await store.run(dies)
 
     await recurring.add(FIVE)
     clock.now += 300
@@ -173,9 +173,8 @@ async def test_a_row_that_nobody_can_read_does_not_stop_the_others(
 ) -> None:
     for name in ("a-cron", "b-priority", "five"):
         await recurring.add(Schedule(name, "greet", "*/5 * * * *"))
-    async with store.transaction() as connection:
-        for name, change in (("a-cron", {"cron": "when it rains"}), ("b-priority", {"priority": "asap"})):
-            await connection.execute(update(schedules).where(schedules.c.name == name).values(change))
+    for name, change in (("a-cron", {"cron": "when it rains"}), ("b-priority", {"priority": "asap"})):
+        await execute(store, update(schedules).where(schedules.c.name == name).values(change))
     clock.now += 300
     with capture_logs() as logs:
         assert [one.name for one in await recurring.fire()] == ["five"]

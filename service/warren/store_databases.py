@@ -1,0 +1,120 @@
+"""The two kinds of database under the store, each with one way to run a function in a transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from warren.errors import StoreUnusable
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT: Final = 30_000  # milliseconds that SQLite waits for another process's write
+POOL_TIMEOUT: Final = 10  # seconds to wait for a connection to PostgreSQL
+# It takes the write lock at once: SQLite has no row locks, and refuses to turn a read into a write.
+BEGIN: Final = "BEGIN IMMEDIATE"
+
+
+class SqliteFile:
+    """SQLite in a file, used from one thread.
+
+    A transaction is one trip to that thread. With a trip for each statement, as aiosqlite makes them, a busy
+    event loop would hold the one write lock of the host between two of them; three workers that write steps
+    then wait for each other until they give up.
+    """
+
+    def __init__(self, url: URL) -> None:
+        self._file = Path(url.database) if url.database else None
+        self._engine = create_engine(url.set(drivername="sqlite"))
+        event.listen(self._engine, "connect", _prepare_connection)
+        event.listen(self._engine, "begin", _begin)
+        self._thread = ThreadPoolExecutor(1, "warren-store")
+
+    async def prepare(self) -> None:
+        """Make room for the file. Raises StoreUnusable where that cannot be, or nothing may be written."""
+        if self._file is not None:
+            await self._in_thread(lambda: _make_room_for(cast("Path", self._file)))
+
+    async def close(self) -> None:
+        """Close what is open."""
+        await self._in_thread(self._engine.dispose)
+        self._thread.shutdown(wait=False)
+
+    async def run(self, act: Callable[[Connection], T]) -> T:
+        """Run `act` in a transaction; cancelled, it is carried through all the same."""
+        return await self._in_thread(lambda: self._run(act))
+
+    async def run_bare(self, act: Callable[[sqlite3.Connection], T]) -> T:
+        """The same with the driver's own connection."""
+        return await self._in_thread(lambda: self._run_bare(act))
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def _run(self, act: Callable[[Connection], T]) -> T:
+        with self._engine.begin() as connection:
+            return act(connection)
+
+    def _run_bare(self, act: Callable[[sqlite3.Connection], T]) -> T:
+        with closing(self._engine.raw_connection()) as pooled:  # closing rolls back what is not committed
+            connection = cast("sqlite3.Connection", pooled.driver_connection)
+            connection.execute(BEGIN)
+            result = act(connection)
+            connection.execute("COMMIT")
+            return result
+
+
+class PostgresqlServer:
+    """A PostgreSQL server, through asyncpg."""
+
+    def __init__(self, url: URL) -> None:
+        self._engine = create_async_engine(
+            url.set(drivername="postgresql+asyncpg"), pool_pre_ping=True, pool_timeout=POOL_TIMEOUT
+        )
+
+    async def prepare(self) -> None:
+        """Nothing: the server is there, or the first transaction says that it is not."""
+
+    async def close(self) -> None:
+        """Close what is open."""
+        await self._engine.dispose()
+
+    async def run(self, act: Callable[[Connection], T]) -> T:
+        """Run `act` in a transaction; cancelled, it is rolled back."""
+        async with self._engine.begin() as connection:
+            return await connection.run_sync(act)
+
+
+def _make_room_for(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StoreUnusable(f"cannot make a folder for the store: {error}") from error
+    # SQLite only says "unable to open"; it needs the folder too, for its write-ahead log.
+    for path in (file.parent, file):
+        if path.exists() and not os.access(path, os.W_OK):
+            raise StoreUnusable(f"the store {file} is read-only: {path} cannot be written")
+
+
+def _prepare_connection(connection: Any, _record: Any) -> None:
+    """Settings of one SQLite connection (https://sqlite.org/pragma.html)."""
+    connection.isolation_level = None  # `_begin` begins transactions, not the driver
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # A commit is on the disk when it returns: an acknowledgement follows it.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql(BEGIN)
