@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
@@ -94,7 +95,7 @@ class Intake:
             run.outcome = Cancelled(run.outcome.attempts)
         record = None if run.is_recorded else run.memory.run
         outcome = await self._settler.settle(
-            run.task, run.outcome, run.deliveries, lane.consumer.paused, record
+            run.task, run.outcome, run.deliveries, lane.consumer.paused, record, has_row=run.memory.has_row
         )
         self._runs.finish(run, outcome)
 
@@ -128,11 +129,11 @@ class Intake:
         except asyncio.CancelledError:
             run.handler.uncancel()
             return Released(run.execution.attempts, tried=False, probe=False, reason=SHUTDOWN)
-        run.has_slot = True
+        run.began = time.monotonic()
         try:
             return await run.execution.run()
         finally:
-            run.has_slot = False
+            run.began = None
             slots.release()
 
     async def _refuse(self, lane: Lane, delivery: Delivery, error: InvalidTask) -> None:

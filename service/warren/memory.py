@@ -20,12 +20,14 @@ NAME_LENGTH: Final = 255
 class Memory:
     """The steps and the checkpoint of one run. Durable where there is a ledger, else kept for its retries.
 
-    `run` carries the identity of the run, its fence above all. `limit` is in bytes of JSON.
+    `run` carries the identity of the run, its fence above all. `limit` is in bytes of JSON. `has_row` says
+    that the ledger has, or is being given, a row which says that the task runs.
     """
 
     def __init__(self, ledger: Ledger | None, run: Entry, limit: int) -> None:
         self.run = run
         self.limit = limit
+        self.has_row = False
         self._ledger = ledger
         self._steps: dict[str, bytes] = {}
         self._state: bytes | None = None
@@ -34,6 +36,7 @@ class Memory:
     def take_over(self, claim: Claim) -> None:
         """Go on with the fence of the claim, from what earlier runs have remembered."""
         self.run = replace(self.run, fence=claim.fence)
+        self.has_row = True
         self._steps, self._state = dict(claim.steps), claim.checkpoint
 
     def begin_attempt(self) -> None:
@@ -55,6 +58,7 @@ class Memory:
             value = function(*args, **kwargs)
             kept = self._as_json(await value if inspect.isawaitable(value) else value, f"step {name!r}")
             if self._ledger is not None:
+                self.has_row = True
                 kept = await self._ledger.remember(self.run, name, kept)
             self._steps[name] = kept
         # Read back even the first time, so that a retry sees what the first run saw.
@@ -64,6 +68,7 @@ class Memory:
         """Remember free-form progress, instead of what was there before. Raises StepError or FenceLost."""
         kept = self._as_json(state, "the checkpoint")
         if self._ledger is not None:
+            self.has_row = True
             await self._ledger.checkpoint(self.run, kept)
         self._state = kept
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
-from typing import Self
+from typing import Final, Self
 
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
@@ -16,6 +18,7 @@ from warren.desk import Desk
 from warren.errors import StoreUnavailable
 from warren.loops import Loops
 from warren.relay import Relay
+from warren.runs import Runs
 from warren.scheduler import Scheduler
 from warren.settings import Settings
 from warren.store import Store
@@ -26,6 +29,11 @@ from warren.store_schedules import Schedules
 from warren.topology import Names
 
 log = structlog.get_logger(__name__)
+
+# Seconds after which a first run gets a row, which short ones do without: should its worker die, it is known
+# to have been running, and whoever asks for the task is told so.
+LONG: Final = 5.0
+LOOK: Final = 1.0  # seconds between two looks for such runs
 
 
 class Remembering:
@@ -63,6 +71,7 @@ class Remembering:
     def start(
         self,
         loops: Loops,
+        runs: Runs,
         agents: Iterable[AgentSpec],
         publisher: Publisher,
         publishing: Connection,
@@ -72,6 +81,7 @@ class Remembering:
         """Start the loops."""
         self._relay = Relay(Outbox(self.ledger), publisher, publishing, self._settings)
         loops.start("ledger", self.ledger.run())
+        loops.start("long runs", note_long(runs, self.ledger))
         loops.start("relay", self._relay.run())
         schedules = Schedules(self.ledger.store, self.ledger.surely)
         loops.start("scheduler", Scheduler(schedules, agents).run())
@@ -84,6 +94,17 @@ class Remembering:
         for loop in (self._relay, self._desk):
             if loop is not None:
                 await loop.drain(seconds)
+
+
+async def note_long(runs: Runs, ledger: Ledger) -> None:
+    """Write down which runs take long, for ever."""
+    while True:
+        await asyncio.sleep(LOOK)
+        long = [run.memory for run in runs.running_since(time.monotonic() - LONG) if not run.memory.has_row]
+        for memory in long:
+            memory.has_row = True  # at once: a run that is released meanwhile has to say so in its row
+        if long:
+            await ledger.note_running([memory.run for memory in long])
 
 
 def _tell(state: RetryCallState) -> None:

@@ -80,7 +80,7 @@ class Run:
 
     `is_recorded`: its outcome stands in the ledger already. `is_cancelled`: nobody wants it any more.
     `handler` is the asyncio task that runs and settles it; cancelling it before there is an outcome
-    releases the task.
+    releases the task. `began` is when it got its slot (monotonic seconds), None while it has none.
     """
 
     key: Key
@@ -91,7 +91,7 @@ class Run:
     handler: asyncio.Task[None]
     is_recorded: bool = False
     is_cancelled: bool = False
-    has_slot: bool = False
+    began: float | None = None
     outcome: Outcome | None = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -122,7 +122,7 @@ class Runs:
 
     def by_agent_type(self) -> Counter[str]:
         """How many run of each agent type; those that wait for a slot after a reconnect do not."""
-        return Counter(run.task.agent_type for run in self._running.values() if run.has_slot)
+        return Counter(run.task.agent_type for run in self._running.values() if run.began is not None)
 
     def begin(self, run: Run) -> None:
         """The task is in this worker from now on."""
@@ -174,6 +174,10 @@ class Runs:
             if run.key.task_id == task_id and run.outcome is None and not run.is_cancelled:
                 run.is_cancelled = True
                 run.handler.cancel()
+
+    def running_since(self, moment: float) -> list[Run]:
+        """Those that got their slot before this moment (monotonic seconds) and have no outcome yet."""
+        return [run for run in self if run.began is not None and run.began < moment and run.outcome is None]
 
     def release(self, wanted: Callable[[Run], bool]) -> None:
         """Release those that are wanted and have no outcome yet."""

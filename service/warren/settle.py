@@ -85,15 +85,18 @@ class Settler:
         deliveries: Sequence[Delivery],
         paused: Callable[[], Awaitable[None]] | None = None,
         run: Entry | None = None,
+        *,
+        has_row: bool = False,
     ) -> Outcome:
         """Settle every delivery of one task; `paused()` waits until no more are coming in.
 
         Where there is a ledger, the end of the `run` is written first; without a `run` it stands there
-        already. Gives the outcome that counts: `Superseded` for a run that was overtaken.
+        already. `has_row`: the ledger has a row that says it runs.
+        Gives the outcome that counts: `Superseded` for a run that was overtaken.
 
         Waits for the broker as long as it takes; cancelled before its end, everything is delivered again.
         """
-        outcome = await self._record(run, task, outcome, deliveries)
+        outcome = await self._record(run, task, outcome, deliveries, has_row=has_row)
         match outcome:
             case Superseded():
                 await self._step_back(task, deliveries)
@@ -156,7 +159,13 @@ class Settler:
         return False
 
     async def _record(
-        self, run: Entry | None, task: Task, outcome: Outcome, deliveries: Sequence[Delivery]
+        self,
+        run: Entry | None,
+        task: Task,
+        outcome: Outcome,
+        deliveries: Sequence[Delivery],
+        *,
+        has_row: bool,
     ) -> Outcome:
         """Make the outcome durable in the store, where there is one."""
         if self._ledger is None or run is None:
@@ -166,9 +175,9 @@ class Settler:
                 return outcome if await self._ledger.finish(ended(run, outcome)) else Superseded()
             case RetryLater():
                 return await self._postpone(run, task, outcome, deliveries[-1])
-            case Released() if run.fence or not deliveries[-1].counted:
+            case Released() if has_row or not deliveries[-1].counted:
                 # Without a row that says so, whoever gets it next would take it for one whose worker died:
-                # classic queues cannot tell, and quorum queues never forget.
+                # classic queues cannot tell, quorum queues never forget, and a row would say that it runs.
                 try:
                     await self._ledger.release(run)
                 except FenceLost:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -139,12 +140,15 @@ class Ledger:
         `dispatch` is the message's: with a higher one in the store, or a newer life, it is not the live one.
 
         `crashed` says that this delivery came back without having been released: unless the row says so, its
-        worker died, and the start of this run is recorded as one that has not ended.
+        worker died, and the start of this run is recorded as one that has not ended. So it is where the row
+        says that somebody runs it, whatever the broker knows: a message that expired as its worker died comes
+        by way of ageing, as a fresh one.
         """
         life, user_id = fitting(life, tasks.c.life), fitting(user_id, tasks.c.user_id)
 
         def act(connection: Connection) -> Claim:
             row = self._locked(connection, task_id)
+            was_running = row is not None and row["status"] == RUNNING
             if row is None:
                 first = {"life": life, "agent_type": agent_type, "user_id": user_id, "attempts": 0}
                 row = self._first(connection, task_id, first)
@@ -154,7 +158,7 @@ class Ledger:
                 if not row["agent_type"]:  # cancelled before anybody knew what it was
                     self._introduce(connection, task_id, agent_type, user_id)
                 return Claim(row["fence"], row["crashes"], kept=row)
-            return self._take(connection, row, life, dispatch, crashed=crashed)
+            return self._take(connection, row, life, dispatch, crashed=crashed or was_running)
 
         return await self.surely(act)
 
@@ -164,11 +168,12 @@ class Ledger:
         )
 
     async def crashes(self, task_id: UUID) -> int:
-        """How many recorded runs of a task have not ended; nothing is recorded by asking."""
+        """How many runs of a task began and have not ended; nothing is recorded by asking."""
 
         def act(connection: Connection) -> int:
-            query = select(tasks.c.crashes).where(tasks.c.task_id == task_id)
-            return connection.execute(query).scalar_one_or_none() or 0
+            query = select(tasks.c.crashes, tasks.c.status).where(tasks.c.task_id == task_id)
+            row = connection.execute(query).one_or_none()
+            return 0 if row is None else row.crashes + (row.status == RUNNING)
 
         return await self.surely(act)
 
@@ -232,6 +237,20 @@ class Ledger:
         return Claim(fence, crashes + crashed, known, row["checkpoint"])
 
     # -- while it runs ------------------------------------------------------------------------------------
+
+    async def note_running(self, runs: Sequence[Entry]) -> None:
+        """Write down that these run, those that have a row already left alone."""
+        now = time.time()
+        names = ("task_id", "life", "agent_type", "user_id", "fence", "worker_id")
+        same = {"status": RUNNING, "crashes": 0, "attempts": 0, "updated_at": now}
+        rows = [{name: getattr(run, name) for name in names} | same for run in runs]
+        # In one order, so that two workers with copies of the same tasks do not wait for each other.
+        rows.sort(key=itemgetter("task_id"))
+
+        def act(connection: Connection) -> None:
+            connection.execute(self._insert(tasks).on_conflict_do_nothing(), rows)
+
+        await self.surely(act)
 
     async def remember(self, run: Entry, name: str, value: bytes) -> bytes:
         """Keep the value of a step, or the one that is kept already, and give it. Durable when it returns.

@@ -55,15 +55,16 @@ class Takeover:
             yield outcome
 
     async def _admit(self, run: Run, alone: AsyncExitStack) -> Outcome | None:
-        delivery = run.deliveries[0]
         if not self.concerns(run):
             return None
-        if (
-            delivery.was_dropped
-            and await self._ledger.crashes(run.key.task_id) + 2 >= self._settings.crash_limit
-        ):
+        delivery = run.deliveries[0]
+        if delivery.may_be_second_copy and await self._is_last_chance(run.key.task_id, delivery):
             await alone.enter_async_context(self._alone)
         return await self._claim(run, crashed=delivery.was_dropped)
+
+    async def _is_last_chance(self, task_id: UUID, delivery: Delivery) -> bool:
+        crashes = max(await self._ledger.crashes(task_id), delivery.was_dropped)
+        return crashes + 1 >= self._settings.crash_limit
 
     async def _claim(self, run: Run, *, crashed: bool) -> Outcome | None:
         task, key = run.task, run.key

@@ -123,6 +123,7 @@ class Worker:
             if remembering is not None:
                 remembering.start(
                     loops,
+                    self._runs,
                     self._app.agents.values(),
                     self._publisher,
                     self._publishing,

@@ -37,6 +37,15 @@ async def killer(work: Work, ctx: Context) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@app.agent("slow-killer")
+async def slow_killer(work: Work, ctx: Context) -> None:
+    """Kills its own process, once its gate is there."""
+    note(work, "start", ctx)
+    while work.gate is not None and not work.gate.exists():  # noqa: ASYNC110 - a file has no event
+        await asyncio.sleep(GLANCE)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 # A full worker of 200: one that kills it, and 199 beside it.
 crowd = Warren()
 crowd.agent("gated", concurrency=199)(gated)

@@ -20,6 +20,7 @@ from warren.testing import TcpProxy
 from warren_schemas import Event
 
 BYSTANDERS = 199
+RUNNING = "SELECT count(*) FROM tasks WHERE status = 'running'"
 
 
 @pytest.fixture
@@ -109,6 +110,42 @@ async def test_a_task_that_kills_its_workers_is_poison_and_its_neighbours_are_no
     assert ended.error is not None
     assert ended.error.reason == "poison"
     assert journal.times_started()["poison"] == 3
+
+
+async def test_a_task_that_kills_its_workers_only_after_it_has_aged_is_poison_too(
+    rig: Rig, journal: Journal, memory: dict[str, Any]
+) -> None:
+    memory |= {"ageing_step": 1}
+    async with rig.client(ageing_step=1) as client:
+        async with worker_process(rig, **memory) as first:
+            poison = asyncio.create_task(client.result_of(make_task("slow-killer", journal.work("poison"))))
+            await eventually(lambda: _count(memory, RUNNING) == 1, "the long run is written down")
+            journal.open_gate()
+            await first.wait()
+        for _ in range(2):
+            await eventually(lambda: rig.depth(rig.names.ageing), "nobody says that it was dropped")
+            async with worker_process(rig, may_die=True, **memory) as another:
+                await another.wait()
+        async with worker_process(rig, **memory):
+            ended = await poison
+    assert ended.error is not None
+    assert ended.error.reason == "poison"
+    assert journal.times_started()["poison"] == 3
+
+
+async def test_a_long_run_that_is_released_is_no_suspect(
+    rig: Rig, journal: Journal, memory: dict[str, Any]
+) -> None:
+    async with rig.client() as client:
+        async with worker_process(rig, **memory, drain_timeout=0) as first:
+            result = asyncio.create_task(client.run("gated", journal.work("a"), timeout=60))
+            await eventually(lambda: _count(memory, RUNNING) == 1, "the long run is written down")
+            first.send_signal(signal.SIGTERM)
+            await first.wait()
+        journal.open_gate()
+        async with worker_process(rig, **memory):
+            await result
+    assert _count(memory, "SELECT max(crashes) FROM tasks") == 0
 
 
 async def test_a_worker_that_was_presumed_dead_cannot_win(
