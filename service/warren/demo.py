@@ -1,8 +1,8 @@
 """`warren demo`: a thousand real tasks through everything that goes wrong, checked result by result.
 
-Two worker processes that share a store analyse the source files of Python's standard library. Some first
-attempts raise or hang, all connections of the workers are cut once, one worker is frozen until the broker has
-given it up, and the other one is killed.
+Three worker processes that share a store analyse the source files of Python's standard library for five
+users, with hundreds of agents. Some first attempts raise or hang, some agents fall ill, all connections of
+the workers are cut once, one worker is frozen until the broker has given it up, and another one is killed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from warren.client import Client
 from warren.demo_agents import AGENT_TYPE, HANGING, RAISING, TIMEOUT
 from warren.demo_evidence import dead, letters_left, records_of, steps_of, two_outcomes
 from warren.demo_faults import TICK, Cast, Faults
-from warren.demo_journal import Journal, peak, run_twice
+from warren.demo_journal import Journal, peak, run_twice, shared
 from warren.demo_report import Figures, Show
 from warren.demo_tasks import Tasks, unreadable, wrong
 from warren.demo_watch import Watch
@@ -42,10 +42,10 @@ from warren.topology import Names, exchanges, topology
 
 log = structlog.get_logger(__name__)
 
-# Seconds between the AMQP heartbeats of the first worker, and of the second, the one that is frozen: the
-# broker gives it up when two to three of them are missing.
-HEARTBEATS: Final = (30, 1)
-START_TIMEOUT: Final = 60.0  # seconds until both workers have to be heard of
+# Seconds between the AMQP heartbeats of each worker. The second is the one that is frozen: the broker gives
+# it up when two to three of them are missing.
+HEARTBEATS: Final = (30, 1, 30)
+START_TIMEOUT: Final = 60.0  # seconds until all workers have to be heard of
 GOODBYE_TIMEOUT: Final = 5.0  # seconds that the last events of a worker may take to arrive
 PATIENCE: Final = 60.0  # seconds without any new result, after which what is missing is lost
 AMQP_PORT: Final = 5672
@@ -161,7 +161,7 @@ async def _perform(scene: Scene, client: Client, cast: list[Cast]) -> float:
     tasks, started = scene.tasks, time.monotonic()
     tasks.last_result = started
     running = asyncio.create_task(tasks.run(client))
-    planned = Faults(tasks, scene.watch, scene.store, scene.show, *cast)
+    planned = Faults(tasks, scene.watch, scene.store, scene.show, cast)
     faults = asyncio.create_task(planned.run())
     try:
         while not running.done() and time.monotonic() - tasks.last_result < PATIENCE:
@@ -183,7 +183,9 @@ def _look(scene: Scene, cast: list[Cast]) -> None:
     workers = [one.worker for one in cast]
     for worker in workers:
         worker.check()
-    now_running = scene.watch.running(worker.pid for worker in workers if worker.is_running)
+    pids = [worker.pid for worker in workers if worker.is_running]
+    scene.watch.count_agents(pids)
+    now_running = scene.watch.running(pids)
     scene.show.progress(len(scene.tasks.results), now_running, scene.watch.retried)
 
 
@@ -211,6 +213,13 @@ def _figures(scene: Scene, seconds: float, records: dict[UUID, TaskRecord], lett
         two_outcomes=len(two_outcomes(tasks.results, records, letters)),
         unreadable=unreadable(tasks.results),
         breaker_opened=watch.breaker_opened,
+        agents=watch.most_agents,
+        agents_created=watch.agents("started", "replaced"),
+        agents_unhealthy=watch.agents("unhealthy"),
+        agents_recovered=watch.agents("recovered"),
+        agents_replaced=watch.agents("replaced"),
+        agents_shared=shared(attempts),
+        users=len({attempt.user_id for attempt in attempts}),
         peak=peak(attempts),
         peak_of_one=max((peak(one for one in attempts if one.pid == pid) for pid in pids), default=0),
         seconds=seconds,

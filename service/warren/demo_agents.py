@@ -1,7 +1,8 @@
-"""The demo's application: an agent that measures a source file of Python's standard library.
+"""The demo's application: agents that measure source files of Python's standard library.
 
-Run by `warren demo`, its agent fails on purpose; run by itself (`warren up warren.demo_agents:app`), it
-does not. The faults hang on the task's id alone, so it does not matter which worker gets a task.
+Run by `warren demo`, tasks fail and agents fall ill on purpose; by themselves they do not (`warren up
+warren.demo_agents:app`). What goes wrong with a task hangs on its id alone, so it does not matter which
+worker gets it; which agents fall ill hangs on their number in their worker.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import sysconfig
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, JsonValue
 
+from warren.agent import Agent
 from warren.agents import Warren
 from warren.context import Context
 from warren.demo_journal import Attempt, Journal, StepNote, What
@@ -29,16 +32,24 @@ AGENT_TYPE: Final = "analyse"
 LIBRARY: Final = Path(sysconfig.get_path("stdlib")).resolve()
 NOT_OF_PYTHON: Final = {"site-packages", "dist-packages"}
 
-TIMEOUT: Final = 8.0  # seconds for one attempt: longer than the demo freezes a worker
+# Seconds for one attempt: longer than the demo freezes a worker, and than a small machine takes to analyse
+# what all workers begin with.
+TIMEOUT: Final = 15.0
 SHORTEST_WAIT, LONGEST_WAIT = 1.0, 2.0  # seconds that an attempt waits in all, as for a model's answer
 FETCH, MEASURE = "fetch", "measure"  # the steps
 RAISING, HANGING = 10, 1  # percent of the tasks whose first attempt does so
+SICKLY: Final = 25  # every so many agents of a worker, one falls ill after its first task
+LOOKS: Final = 3  # how often the worst of them, every second, are looked at before they are well again
 
 Fault = Literal["raise", "hang"]
 
 
 class ModelUnavailable(Exception):
     """What the demo's agent raises on purpose, as a call to an overloaded model would."""
+
+
+class SessionExpired(Exception):
+    """What an agent raises that has fallen ill."""
 
 
 class Source(BaseModel):
@@ -152,24 +163,75 @@ _journal = None if _folder is None else Journal(_folder)
 
 
 @app.agent(AGENT_TYPE, timeout=TIMEOUT)
-async def analyse_file(source: Source, ctx: Context) -> Analysis:
-    """Fetch a file and measure it: two steps, each as long as a model might think.
+class Analyst(Agent):
+    """Fetches a file and measures it: two steps, each as long as a model might think.
 
-    What raises on purpose does so at the end, so that failures are spread as evenly as successes. Which
-    attempt is the first, `ctx.attempt` cannot say: one that falls into an outage is not counted.
+    It has a session, as with a model or in a browser. Some sessions expire, and the agent fails until it is
+    looked after. Of those, every second is renewed by the first `check`; the others are replaced, but the
+    service opens no new session before it was asked so often as `LOOKS` says.
     """
-    task_id = str(ctx.task.task_id)
-    if _journal is None:
-        return await _work(ctx, source.path)
-    with _written_down(_journal, task_id):
-        fault = fault_of(task_id)
-        due = fault is not None and _journal.is_first(task_id)
-        if due and fault == "hang":
-            await asyncio.sleep(1000 * TIMEOUT)
-        analysis = await _work(ctx, source.path)
-        if due:
-            raise ModelUnavailable("on purpose: this is the demo")
-        return analysis
+
+    _numbers: ClassVar[Iterator[int]] = count(1)
+    _refusals: ClassVar[int] = 0
+
+    async def start(self) -> None:
+        """Open a session."""
+        if Analyst._refusals:
+            Analyst._refusals -= 1
+            raise SessionExpired("no new session yet: this is the demo")
+        self._number = next(self._numbers)
+        self._is_ill = self._has_worked = False
+
+    async def run(self, source: Source, ctx: Context) -> Analysis:
+        """What raises on purpose does so at the end, so that failures are spread as evenly as successes.
+
+        Which attempt is the first, `ctx.attempt` cannot say: one that falls into an outage is not counted.
+        """
+        if _journal is None:
+            return await _work(ctx, source.path)
+        with self._written_down(_journal, ctx):
+            if self._is_ill:
+                raise SessionExpired("on purpose: this is the demo")
+            fault = fault_of(str(ctx.task.task_id))
+            due = fault is not None and _journal.is_first(str(ctx.task.task_id))
+            if due and fault == "hang":
+                await asyncio.sleep(1000 * TIMEOUT)
+            analysis = await _work(ctx, source.path)
+            if due:
+                raise ModelUnavailable("on purpose: this is the demo")
+            self._is_ill = self._is_to_fall_ill()
+            return analysis
+
+    async def check(self) -> None:
+        """Renew the session, where that can be done."""
+        if self._is_ill and self._number % (2 * SICKLY) == 0:
+            Analyst._refusals += LOOKS - 1
+            raise SessionExpired("it cannot be renewed: this is the demo")
+        self._is_ill = False
+
+    def _is_to_fall_ill(self) -> bool:
+        """Once, and as one of so many."""
+        is_first, self._has_worked = not self._has_worked, True
+        return is_first and self._number % SICKLY == 0
+
+    @contextmanager
+    def _written_down(self, journal: Journal, ctx: Context) -> Iterator[None]:
+        started, completed = time.monotonic(), False
+        try:
+            yield
+            completed = True
+        finally:
+            journal.write(
+                Attempt(
+                    task_id=str(ctx.task.task_id),
+                    pid=os.getpid(),
+                    agent=self._number,
+                    user_id=ctx.task.user_id,
+                    started=started,
+                    ended=time.monotonic(),
+                    completed=completed,
+                )
+            )
 
 
 async def _work(ctx: Context, path: str) -> Analysis:
@@ -206,13 +268,3 @@ async def _step(ctx: Context, name: str, function: Callable[[], Awaitable[JsonVa
 def _note(task_id: str, name: str, what: What) -> None:
     if _journal is not None:
         _journal.note(StepNote(task_id, name, os.getpid(), time.time(), what))
-
-
-@contextmanager
-def _written_down(journal: Journal, task_id: str) -> Iterator[None]:
-    started, completed = time.monotonic(), False
-    try:
-        yield
-        completed = True
-    finally:
-        journal.write(Attempt(task_id, os.getpid(), started, time.monotonic(), completed))

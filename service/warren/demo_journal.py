@@ -7,7 +7,7 @@ that ended, one with what happened to steps, and an empty file for each task who
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,14 @@ value was there already, and nothing ran."""
 class Attempt:
     """One attempt that ended, in the seconds of the machine's monotonic clock.
 
-    `completed` is false for one that raised or was cancelled by its timeout.
+    `agent` is the number of the instance in its process. `completed` is false for an attempt that raised or
+    was cancelled by its timeout.
     """
 
     task_id: str
     pid: int
+    agent: int
+    user_id: str
     started: float
     ended: float
     completed: bool
@@ -61,7 +64,8 @@ class Journal:
         """Add an attempt that ended."""
         _add(
             self._attempts,
-            f"{attempt.task_id} {attempt.pid} {attempt.started} {attempt.ended} {attempt.completed:d}",
+            f"{attempt.task_id} {attempt.pid} {attempt.agent} {attempt.user_id} "
+            f"{attempt.started} {attempt.ended} {attempt.completed:d}",
         )
 
     def note(self, note: StepNote) -> None:
@@ -81,6 +85,14 @@ def run_twice(attempts: Iterable[Attempt]) -> int:
     """Tasks that were run to completion more than once."""
     done = Counter(attempt.task_id for attempt in attempts if attempt.completed)
     return sum(times > 1 for times in done.values())
+
+
+def shared(attempts: Iterable[Attempt]) -> int:
+    """Agents that have served more than one user."""
+    users = defaultdict[tuple[int, int], set[str]](set)
+    for attempt in attempts:
+        users[attempt.pid, attempt.agent].add(attempt.user_id)
+    return sum(len(its_users) > 1 for its_users in users.values())
 
 
 def peak(attempts: Iterable[Attempt]) -> int:
@@ -107,8 +119,8 @@ def _lines(file: Path) -> list[str]:
 
 
 def _attempt(line: str) -> Attempt:
-    task_id, pid, started, ended, completed = line.split()
-    return Attempt(task_id, int(pid), float(started), float(ended), completed == "1")
+    task_id, pid, agent, user_id, started, ended, completed = line.split()
+    return Attempt(task_id, int(pid), int(agent), user_id, float(started), float(ended), completed == "1")
 
 
 def _step_note(line: str) -> StepNote:

@@ -42,6 +42,13 @@ class Figures:
     two_outcomes: int
     unreadable: int
     breaker_opened: int
+    agents: int
+    agents_created: int
+    agents_unhealthy: int
+    agents_recovered: int
+    agents_replaced: int
+    agents_shared: int
+    users: int
     peak: int
     peak_of_one: int
     seconds: float
@@ -55,6 +62,7 @@ class Figures:
             "wrong": self.wrong,
             "with two outcomes": self.two_outcomes,
             "steps run again": self.steps_broken,
+            "agents with two users": self.agents_shared,
         }
 
     @property
@@ -70,7 +78,7 @@ class Figures:
             return f"FAILED: {told}, of {self.accepted} accepted tasks."
         through = ["failed attempts"] * bool(self.retried) + list(self.faults)
         return (
-            f"OK: {told}. All {self.accepted} accepted tasks have their one outcome"
+            f"OK: {told}; {self.agents} agents. All {self.accepted} accepted tasks have their one outcome"
             f"{', through ' * bool(through)}{', '.join(through)}."
         )
 
@@ -154,6 +162,9 @@ def table(figures: Figures) -> Table:
         ("lost", _judged(figures.lost), "accepted, but without an outcome"),
         ("wrong", _judged(figures.wrong), "differ from a serial computation"),
         ("two outcomes", _judged(figures.two_outcomes), "answer and store do not agree"),
+        ("agents", str(figures.agents), f"alive at once; {figures.agents_created} created in all"),
+        ("unhealthy", str(figures.agents_unhealthy), _looked_after(figures)),
+        ("shared", _judged(figures.agents_shared), f"agents that served two of the {figures.users} users"),
         ("peak", str(figures.peak), f"attempts running at once; {figures.peak_of_one} in one worker"),
         ("wall time", f"{figures.seconds:.1f} s", f"{figures.accepted / figures.seconds:.0f} tasks a second"),
     )  # fmt: skip
@@ -180,6 +191,11 @@ def _run(figures: Figures) -> str:
 
 def _remembered(figures: Figures) -> str:
     return f"steps found in the store, not run; {figures.steps_by_retries} more by retries"
+
+
+def _looked_after(figures: Figures) -> str:
+    well_again = f"{figures.agents_recovered} recovered, {figures.agents_replaced} replaced"
+    return f"agents out of rotation after three failures; {well_again}"
 
 
 def _judged(count: int) -> str:

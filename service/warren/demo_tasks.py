@@ -17,6 +17,7 @@ from warren.demo_agents import AGENT_TYPE, analyse, read, source_files
 from warren.errors import PublishError
 from warren_schemas import Result, Task
 
+USERS: Final = tuple(f"user-{number}" for number in range(1, 6))
 OUTSTANDING: Final = 1500  # tasks without a result at once; a task queue takes 2000
 
 
@@ -29,8 +30,8 @@ class Tasks:
         self.refused: dict[UUID, PublishError] = {}
         self.last_result = 0.0
         self._tasks: list[Task] = []
-        for path in islice(cycle(source_files()), count):
-            task = make_task(AGENT_TYPE, {"path": path})
+        for path, user_id in zip(islice(cycle(source_files()), count), cycle(USERS), strict=False):
+            task = make_task(AGENT_TYPE, {"path": path}, user_id=user_id)
             self._tasks.append(task)
             self.paths[task.task_id] = path
 

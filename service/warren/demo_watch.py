@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import JsonValue
 
-from warren_schemas import Event
+from warren_schemas import Event, State
 
 
 class Watch:
@@ -17,6 +17,9 @@ class Watch:
 
     def __init__(self) -> None:
         self.breaker_opened = 0
+        self.most_agents = 0
+        self._agent_events: defaultdict[str, set[UUID]] = defaultdict(set)
+        self._agents: dict[str, int] = {}
         self._retrying: set[UUID] = set()
         self._totals: defaultdict[str, dict[str, int]] = defaultdict(dict)
         self._running: dict[str, int] = {}
@@ -35,7 +38,10 @@ class Watch:
                 self._retrying.add(event.event_id)
             case "breaker", "open":
                 self.breaker_opened += 1
+            case "agent", state:
+                self._agent_events[state].add(event.event_id)
             case "worker", "heartbeat":
+                self._agents[event.subject] = _agents(event.details.get("agents"))
                 self._running[event.subject] = sum(_numbers(event.details.get("running")).values())
                 self._keep(event.subject, event.details.get("totals"))
             case "worker", "stopped":
@@ -47,6 +53,15 @@ class Watch:
     def retried(self) -> int:
         """Attempts that failed and were to be made again."""
         return len(self._retrying)
+
+    def agents(self, *states: State) -> int:
+        """How often an agent came into one of these states."""
+        return sum(len(self._agent_events[state]) for state in states)
+
+    def count_agents(self, pids: Iterable[int]) -> None:
+        """Note how many agents live now in these workers, as of their last heartbeats."""
+        living = sum(self._agents.get(worker_id, 0) for worker_id in _of(self._agents, pids))
+        self.most_agents = max(self.most_agents, living)
 
     def total(self, name: str, pids: Iterable[int] | None = None) -> int:
         """One of the workers' own totals, added up over all of them, or over these."""
@@ -75,6 +90,13 @@ class Watch:
         kept = self._totals[worker_id]
         for name, number in _numbers(totals).items():
             kept[name] = max(number, kept.get(name, 0))
+
+
+def _agents(by_type: JsonValue) -> int:
+    """All agents of a worker, whatever they do."""
+    if not isinstance(by_type, Mapping):
+        return 0
+    return sum(sum(_numbers(by_state).values()) for by_state in by_type.values())
 
 
 def _numbers(value: JsonValue | Mapping[str, JsonValue]) -> dict[str, int]:

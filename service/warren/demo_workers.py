@@ -25,13 +25,16 @@ LOG_TAIL: Final = 20  # lines shown of a worker that failed
 # Fast where the defaults are made for production, so that failures and recovery take a minute and not ten.
 QUICK: Final = {
     "PREFETCH": PREFETCH,
-    "RETRIES": 3,
+    # One task can meet several agents that are ill, beside its own failure; those of a worker fail together.
+    "RETRIES": 6,
+    "BREAKER_FAIL_MAX": 30,
     # Three faults can meet one task here, none of them its own: it is no poison.
     "CRASH_LIMIT": 5,
     "RETRY_INITIAL_DELAY": 0.2,
     "RETRY_MAX_DELAY": 2,
     "BREAKER_RESET_TIMEOUT": 1,
     "HEARTBEAT_INTERVAL": 0.5,
+    "RECOVERY_INTERVAL": 1,
     "RECONNECT_MAX_DELAY": 1,
     "DRAIN_TIMEOUT": DRAIN_TIMEOUT,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +32,7 @@ class Memory:
         self._ledger = ledger
         self._steps: dict[str, bytes] = {}
         self._state: bytes | None = None
+        self._writing: dict[str, asyncio.Task[bytes]] = {}
         self._used: set[str] = set()
 
     def take_over(self, claim: Claim) -> None:
@@ -54,15 +56,30 @@ class Memory:
         if name in self._used:
             raise StepError(f"the step {name!r} was used twice in one run: each needs a name of its own")
         self._used.add(name)
-        if name not in self._steps:
+        if name in self._writing:
+            await asyncio.shield(self._writing[name])
+        elif name not in self._steps:
             value = function(*args, **kwargs)
             kept = self._as_json(await value if inspect.isawaitable(value) else value, f"step {name!r}")
-            if self._ledger is not None:
-                self.has_row = True
-                kept = await self._ledger.remember(self.run, name, kept)
-            self._steps[name] = kept
+            await self._remember(name, kept)
         # Read back even the first time, so that a retry sees what the first run saw.
         return from_json(self._steps[name])
+
+    async def _remember(self, name: str, value: bytes) -> None:
+        """Keep the value of a step. It goes on when the attempt is cancelled: the next one waits for it."""
+        if self._ledger is None:
+            self._steps[name] = value
+            return
+        self.has_row = True
+        writing = asyncio.create_task(self._ledger.remember(self.run, name, value), name=f"step {name}")
+        self._writing[name] = writing
+        writing.add_done_callback(lambda written: self._remembered(name, written))
+        await asyncio.shield(writing)
+
+    def _remembered(self, name: str, written: asyncio.Task[bytes]) -> None:
+        del self._writing[name]
+        if not written.cancelled() and written.exception() is None:
+            self._steps[name] = written.result()
 
     async def checkpoint(self, state: Any) -> None:
         """Remember free-form progress, instead of what was there before. Raises StepError or FenceLost."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from sqlalchemy import Connection, select
 from tests.stores import Cluster, execute, new_database
 
 from warren.errors import FenceLost, StoreUnavailable
+from warren.memory import Memory
 from warren.store import Store
 from warren.store_archive import Archive
 from warren.store_ledger import Entry, Ledger
@@ -172,6 +174,35 @@ async def test_of_two_values_of_a_step_the_first_is_kept_and_given(ledger: Ledge
     run = entry()
     assert await ledger.remember(run, "fetch", b"1") == b"1"
     assert await ledger.remember(run, "fetch", b"2") == b"1"
+
+
+async def test_a_step_whose_attempt_is_cancelled_as_it_is_written_is_not_run_again(tmp_path: Path) -> None:
+    url, task_id = f"sqlite:///{tmp_path / 'store.db'}", uuid4()
+    ran, locked, let_go = asyncio.Event(), asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def lock(_: Connection) -> None:
+        loop.call_soon_threadsafe(locked.set)
+        assert let_go.wait(30)
+
+    def step() -> int:
+        assert not ran.is_set()
+        ran.set()
+        return 7
+
+    async with ledger_of(url) as ledger, Store(url) as other:
+        memory = Memory(ledger, entry(task_id), 1000)
+        locking = asyncio.create_task(other.run(lock))
+        await locked.wait()
+        attempt = asyncio.create_task(memory.step("fetch", step))
+        await ran.wait()
+        attempt.cancel()
+        assert isinstance((await asyncio.gather(attempt, return_exceptions=True))[0], asyncio.CancelledError)
+        memory.begin_attempt()
+        again = asyncio.create_task(memory.step("fetch", step))
+        let_go.set()
+        assert await again == 7
+        await locking
 
 
 async def test_runs_that_never_ended_are_counted_until_one_ends_or_is_released(ledger: Ledger) -> None:

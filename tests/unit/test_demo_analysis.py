@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from warren.demo_agents import Analysis, analyse, fault_of, read, source_files
 from warren.demo_evidence import dead, steps_of, two_outcomes
-from warren.demo_journal import Attempt, Journal, StepNote, What, peak, run_twice
+from warren.demo_journal import Attempt, Journal, StepNote, What, peak, run_twice, shared
 from warren.errors import Reject
 from warren.store_archive import Step, TaskRecord
 from warren_schemas import Result
@@ -115,7 +115,7 @@ def test_faults_are_spread_over_the_tasks_as_announced() -> None:
 def test_the_journal_gives_back_what_was_written(tmp_path: Path) -> None:
     journal, attempts = (
         Journal(tmp_path),
-        [Attempt("a", 1, 0.5, 2.25, True), Attempt("b", 2, 1.0, 3.0, False)],
+        [Attempt("a", 1, 1, "ada", 0.5, 2.25, True), Attempt("b", 2, 1, "ada", 1.0, 3.0, False)],
     )
     assert journal.attempts() == []
     for attempt in attempts:
@@ -128,12 +128,22 @@ def test_the_journal_gives_back_what_was_written(tmp_path: Path) -> None:
     ]
 
 
+def test_an_agent_that_served_two_users_is_found() -> None:
+    attempts = [
+        Attempt("a", 1, 1, "ada", 0, 1, completed=True),
+        Attempt("b", 1, 1, "ada", 1, 2, completed=True),
+        Attempt("c", 2, 1, "bo", 0, 1, completed=True),  # of another process: another agent
+    ]
+    assert shared(attempts) == 0
+    assert shared([*attempts, Attempt("d", 1, 1, "bo", 3, 4, completed=False)]) == 1
+
+
 def test_the_journal_tells_what_ran_twice_and_how_much_at_once() -> None:
     attempts = [
-        Attempt("a", 1, 0, 2, completed=False),
-        Attempt("a", 1, 2, 4, completed=True),
-        Attempt("b", 1, 1, 3, completed=True),
-        Attempt("b", 2, 1, 5, completed=True),
+        Attempt("a", 1, 1, "ada", 0, 2, completed=False),
+        Attempt("a", 1, 1, "ada", 2, 4, completed=True),
+        Attempt("b", 1, 1, "ada", 1, 3, completed=True),
+        Attempt("b", 2, 1, "ada", 1, 5, completed=True),
     ]
     assert run_twice(attempts) == 1
     assert peak(attempts) == 3
