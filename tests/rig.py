@@ -19,7 +19,7 @@ from warren.topology import Names
 from warren.worker import Worker
 from warren_schemas import Event
 
-PATIENCE = 30.0  # seconds until a wait gives up: far over what anything takes, even on a busy machine
+PATIENCE = 60.0  # seconds until a wait gives up: far over what anything takes, even on a busy machine
 
 # Fast where the defaults are made for production; the numbers that promises are about stay as they are.
 QUICK: dict[str, Any] = {
@@ -29,6 +29,7 @@ QUICK: dict[str, Any] = {
     "breaker_reset_timeout": 0.5,
     "reconnect_max_delay": 0.5,
     "drain_timeout": 5,
+    "ageing_step": 3600,  # so that no task changes its place, however slow the machine is
     "store_url": "none",
 }
 

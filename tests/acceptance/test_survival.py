@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 from tests.acceptance.processes import Journal, is_of, worker_process
-from tests.rig import Rig, eventually
+from tests.rig import PATIENCE, Rig, eventually
 
 from warren import Client, Warren
 from warren.client import make_task
 from warren_schemas import ATTEMPTS
 
-SOON = 20.0  # seconds: far less than the timeouts that must not be waited for (to drain, to publish)
+SOON = PATIENCE  # far less than the timeouts that must not be waited for (to drain, to publish)
 
 
 async def submit(client: Client, journal: Journal, count: int, *, gate: bool = True) -> set[str]:
@@ -36,7 +36,7 @@ async def drained(rig: Rig) -> AsyncIterator[None]:
     async def is_empty() -> bool:
         return await rig.depth(queue) == 0
 
-    await eventually(is_empty, f"{queue} is empty", SOON)  # before its tasks would leave it as expired
+    await eventually(is_empty, f"{queue} is empty")
     assert await rig.depth(rig.names.dead) == 0
 
 
@@ -58,7 +58,7 @@ async def test_sigterm_lets_running_tasks_finish(rig: Rig, journal: Journal) -> 
         drained(rig),
         rig.client() as client,
         rig.listening("health.worker.*.draining") as draining,
-        worker_process(rig, drain_timeout=60) as worker,
+        worker_process(rig, drain_timeout=600) as worker,
     ):
         names = await submit(client, journal, 20)
         await eventually(lambda: len(journal.started()) == 20, "the tasks run")

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from aiormq.abc import AbstractChannel
+from aiormq.abc import AbstractChannel, DeliveredMessage
 from tests.faults import cli, cli_environment, counting_app, declared, echo_app, record_of
 from tests.rig import Rig, eventually, publish, task_body
 
@@ -98,12 +98,18 @@ async def test_the_same_failure_has_the_same_fingerprint(rig: Rig) -> None:
         assert len({record_of(letter).fingerprint for letter in await rig.dead(2)}) == 1
 
 
+async def got(channel: AbstractChannel, queue: str) -> DeliveredMessage | None:
+    """The next message, if there is one."""
+    message = await channel.basic_get(queue)
+    return message if message.delivery_tag else None
+
+
 async def test_what_a_plain_consumer_rejects_is_listed_as_rejected(rig: Rig) -> None:
     await declared(rig, echo_app())
     async with rig.client() as client, rig.plain() as channel:
         task = await client.submit("echo", 1)
-        message = await channel.basic_get(rig.names.queue("echo"))
-        await channel.basic_reject(message.delivery_tag or 0, requeue=False)
+        message = await eventually(lambda: got(channel, rig.names.queue("echo")), "it can be taken")
+        await channel.basic_reject(message.delivery_tag, requeue=False)
         [letter] = await eventually(lambda: listed(rig), "it is dead")
         assert (letter.headers.reason, letter.task_id) == ("rejected", str(task.task_id))
         assert letter.agent_type == "echo"
