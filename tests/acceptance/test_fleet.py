@@ -58,7 +58,8 @@ async def test_of_three_workers_a_frozen_one_is_announced_lost_once(rig: Rig) ->
         for process in (first, second, third):
             process.terminate()
         await asyncio.gather(first.wait(), second.wait(), third.wait())
-        assert len(of(events, "stopped")) == 3
+        # An event whose confirm was lost, with the frozen one's connection, comes twice.
+        assert len({event.event_id for event in of(events, "stopped")}) == 3
         assert len(lost()) == 2
 
 
