@@ -78,6 +78,14 @@ class Message:
     mandatory: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class QueueSight:
+    """Messages that wait in a queue, ready to be delivered, and its consumers."""
+
+    messages: int
+    consumers: int
+
+
 def translate(error: BaseException, url: str) -> Exception:
     """The error of ours that says what a failed connection attempt or declaration means."""
     where, user = without_password(url), urlsplit(url).username or "guest"
@@ -128,6 +136,7 @@ class Connection:
         self._closing = False
         self._opened_at = 0.0
         self._short_lives = 0
+        self.reconnects = -1  # the first connect is none
         self._server_properties: dict[str, Any] = {}
         self._profile: Profile = "classic"
 
@@ -159,6 +168,7 @@ class Connection:
             await outer.close()  # also one that never connected: its destructor would make noise
             raise
         self._opened_at = asyncio.get_running_loop().time()
+        self.reconnects += 1
         self._ready.set()
 
     async def _open(self, outer: aio_pika.Connection) -> None:
@@ -300,8 +310,12 @@ class Connection:
 
     async def depth(self, queue: str) -> int:
         """Messages that wait in a queue, ready to be delivered."""
+        return (await self.look_at(queue)).messages
+
+    async def look_at(self, queue: str) -> QueueSight:
+        """What is in a queue now, and who consumes it."""
         declared = await self.administer(lambda channel: channel.queue_declare(queue, passive=True))
-        return int(declared.message_count or 0)
+        return QueueSight(int(declared.message_count or 0), int(declared.consumer_count or 0))
 
     async def close(self) -> None:
         """Close the connection for good. What is unacknowledged on it returns to its queue."""
