@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 import structlog
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
-from warren.histogram import label_for
+from warren.histogram import LABELS, label_for
 from warren_schemas import Event
 
 log = structlog.get_logger(__name__)
@@ -91,8 +91,8 @@ class FleetTotals:
 
     def buckets(self, which: Timed, agent_type: str = "") -> tuple[dict[str, float], float]:
         """A histogram: observations by the upper bound of their bucket, and their sum in seconds."""
-        ours = {key[2]: value for key, value in self.numbers.items() if key[:2] == (which, agent_type)}
-        return ours, ours.pop("sum", 0.0)
+        known = {label: self.numbers.get((which, agent_type, label), 0.0) for label in LABELS}
+        return known, self.numbers.get((which, agent_type, "sum"), 0.0)
 
     def take(self, event: Event) -> None:
         """Take in an event of a worker about itself."""

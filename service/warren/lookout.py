@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from warren.bus import Connection, QueueSight
+from warren.bus import Connection, QueueState
 from warren.errors import BrokerError, StoreUnavailable, StoreUnusable
 from warren.store import Store
 from warren.store_sight import StoreSight, look_into
@@ -24,7 +24,7 @@ class Sight:
     """
 
     broker_is_up: bool = False
-    queues: Mapping[str, QueueSight] = field(default_factory=dict)
+    queues: Mapping[str, QueueState] = field(default_factory=dict)
     has_store: bool = False
     store: StoreSight | None = None
 
@@ -33,12 +33,12 @@ async def look_around(
     connection: Connection, names: Names, agent_types: Collection[str], store: Store | None
 ) -> Sight:
     """Look at the queues of these agent types and at the store; what is away is left out."""
-    queues: dict[str, QueueSight] = {}
+    queues: dict[str, QueueState] = {}
     for name in sorted(agent_types):
         if not connection.is_open:
             break
         try:
-            queues[name] = await connection.look_at(names.queue(name))
+            queues[name] = await connection.look(names.queue(name))
         except BrokerError as error:
             log.info("queue.unknown", agent_type=name, error=str(error))
     return Sight(connection.is_open, queues, store is not None, await _seen(store))
