@@ -93,6 +93,10 @@ class Settings(BaseSettings):
     heartbeat_interval: float = Field(5, gt=0, description="Time between a worker's health events.")
     task_events: bool = Field(default=False, description="Publish `task.*.succeeded` events too.")
 
+    traces: bool = Field(
+        default=False,
+        description="Make OpenTelemetry traces (extra `otel`); its own OTEL_ variables say where they go.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
 
     connect_timeout: float = Field(10, gt=0, description="Time for one attempt to connect.")
