@@ -95,6 +95,17 @@ def test_prometheus_agrees(command: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_prometheus_likes_the_names_of_our_metrics() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("there is no promtool (Debian: apt-get install prometheus)")
+    exposition = metrics_of(beat("a", 4)).exposition(SIGHT, 0)
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=exposition, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 def test_the_dashboard_and_its_data_source_belong_together() -> None:
     dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     provisioned = read(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")
