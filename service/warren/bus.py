@@ -12,7 +12,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import aio_pika
@@ -78,6 +78,13 @@ class Message:
     mandatory: bool = True
 
 
+class QueueState(NamedTuple):
+    """A queue as the broker sees it: messages ready to be delivered, and consumers."""
+
+    ready: int
+    consumers: int
+
+
 def translate(error: BaseException, url: str) -> Exception:
     """The error of ours that says what a failed connection attempt or declaration means."""
     where, user = without_password(url), urlsplit(url).username or "guest"
@@ -128,6 +135,7 @@ class Connection:
         self._closing = False
         self._opened_at = 0.0
         self._short_lives = 0
+        self.reconnects = -1  # the first connect is none
         self._server_properties: dict[str, Any] = {}
         self._profile: Profile = "classic"
 
@@ -159,6 +167,7 @@ class Connection:
             await outer.close()  # also one that never connected: its destructor would make noise
             raise
         self._opened_at = asyncio.get_running_loop().time()
+        self.reconnects += 1
         self._ready.set()
 
     async def _open(self, outer: aio_pika.Connection) -> None:
@@ -300,8 +309,12 @@ class Connection:
 
     async def depth(self, queue: str) -> int:
         """Messages that wait in a queue, ready to be delivered."""
+        return (await self.look(queue)).ready
+
+    async def look(self, queue: str) -> QueueState:
+        """How a queue stands. Raises NotDeclared when it is not there."""
         declared = await self.administer(lambda channel: channel.queue_declare(queue, passive=True))
-        return int(declared.message_count or 0)
+        return QueueState(int(declared.message_count or 0), int(declared.consumer_count or 0))
 
     async def close(self) -> None:
         """Close the connection for good. What is unacknowledged on it returns to its queue."""

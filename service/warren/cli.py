@@ -23,6 +23,7 @@ from warren import (
     cli_store,
     cli_submit,
     runtime,
+    tracing,
 )
 from warren.cli_shared import err, out, read_settings
 from warren.client import Client
@@ -88,6 +89,7 @@ def up(app: APP) -> None:
     """
     settings = read_settings()
     runtime.configure_logging(settings)
+    tracing.export(settings)
     application = runtime.load(app)
     found = broker.ensure(settings, lambda text: err.print(escape(text)))
     try:
@@ -104,6 +106,7 @@ def worker(app: APP) -> None:
     """Run a worker. SIGTERM or Ctrl-C drains, a second one releases what still runs at once."""
     settings = read_settings()
     runtime.configure_logging(settings)
+    tracing.export(settings)
     application = runtime.load(app)
     runtime.run(runtime.work(application, settings, broker.locate(settings).url))
 

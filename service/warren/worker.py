@@ -29,12 +29,14 @@ from warren.lanes import Lane, Slots
 from warren.loops import Loops
 from warren.pool import Pool
 from warren.remembering import Remembering
-from warren.runs import Runs, Totals
+from warren.runs import Runs
 from warren.scheduler import warn_of_the_unscheduled
 from warren.settings import Settings
 from warren.settle import Settler
 from warren.sharing import Sharing
+from warren.tally import Tally, Totals
 from warren.topology import Names, topology
+from warren.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -53,15 +55,16 @@ class Worker:
     def __init__(self, app: Warren, settings: Settings, url: str) -> None:
         self.worker_id = f"{_host()}-{os.getpid()}-{secrets.token_hex(3)}"
         self.settings = settings
-        self.totals = Totals()
+        self._tally = Tally()
         self._shares = shares(list(app.agents.values()), settings.prefetch)
         self._app = app
         self._names = Names(settings.namespace)
+        self._tracing = Tracing.of(settings, self._names.tasks)
         self._consuming = Connection(settings, url, f"{self.worker_id} consuming", self._declare_on)
         self._publishing = Connection(settings, url, f"{self.worker_id} publishing")
         self._publisher = Publisher(self._publishing)
         self.lanes: dict[str, Lane] = {}
-        self._runs = Runs(self.totals)
+        self._runs = Runs()
         self._handlers: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -83,26 +86,35 @@ class Worker:
     async def _run(self, remembering: Remembering | None) -> None:
         ledger = remembering.ledger if remembering else None
         board = remembering.board if remembering else None
-        settler = Settler(self._publisher, self._events, self.settings, self.worker_id, self._declare, ledger)
+        settler = Settler(
+            self._publisher,
+            self._events,
+            self.settings,
+            self.worker_id,
+            self._declare,
+            ledger,
+            self._tracing,
+        )
         control = Control(self._consuming, self._names, self.lanes, self._runs, board)
         self.pool = Pool(self.settings, self._events.tell)
         self._intake = Intake(
             self.worker_id,
             self.settings,
             self._runs,
-            self.totals,
+            self._tally,
             settler,
             ledger,
             control.is_cancelled,
             self.pool,
+            self._tracing,
         )
         self.lanes.update((name, self._lane(spec)) for name, spec in self._app.agents.items())
         with suppress(StoreUnavailable):  # it was there just now; the control loop tries again
             await control.catch_up()
-        ageing = Ageing(self._consuming, settler, self.settings, self._declare)
+        ageing = Ageing(self._consuming, settler, self.settings, self._declare, self._tally)
         self._health = health = Health(
-            self.worker_id, self.lanes, self._runs, self.totals, self.pool, self._events, self._consuming,
-            self.settings,
+            self.worker_id, self.lanes, self._runs, self._tally, self.pool, self._events, self._consuming,
+            self._publishing, ledger, self.settings,
         )  # fmt: skip
         fleet = self._fleet = Fleet(self.worker_id, self.lanes, self._events, self._consuming, self.settings)
         await self._connect_at_once()
@@ -138,13 +150,18 @@ class Worker:
             finally:
                 await self._drain(ageing, remembering)
                 await self.pool.close()
-                await self._say_goodbye()
+                await self._say_goodbye(health)
         await self._close()
 
     @property
     def running(self) -> int:
         """Tasks in this worker now."""
         return len(self._runs)
+
+    @property
+    def totals(self) -> Totals:
+        """What was counted since the start, over all agent types."""
+        return self._tally.totals
 
     @property
     def peers(self) -> int:
@@ -247,8 +264,9 @@ class Worker:
         while self._handlers:
             await asyncio.wait(tuple(self._handlers))
 
-    async def _say_goodbye(self) -> None:
-        self._events.tell("worker", self.worker_id, "stopped", details=self.totals.as_json())
+    async def _say_goodbye(self, health: Health) -> None:
+        details = self.totals.as_json() | {"tally": health.tally()}
+        self._events.tell("worker", self.worker_id, "stopped", details=details)
         try:
             async with asyncio.timeout(LAST_WORDS):
                 await self._events.flushed()
