@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from warren.store import Store
 from warren.store_dead import IS_DEAD
@@ -36,9 +36,12 @@ async def look_into(store: Store) -> StoreSight:
     # Rows have a time as long as they wait, whatever their status says.
     waits = select(func.count()).where(tasks.c.due_at.is_not(None))
     due = select(func.count(), func.min(tasks.c.due_at)).where(tasks.c.due_at <= now)
-    async with store.transaction() as connection:
-        letters = {name: count for name, count in await connection.execute(dead)}  # noqa: C416 - see mypy
-        waiting = (await connection.execute(waits)).scalar_one()
-        count, oldest = (await connection.execute(due)).one()
-        paused = frozenset((await connection.execute(select(pauses.c.agent_type))).scalars())
-    return StoreSight(letters, waiting, count, 0.0 if oldest is None else max(0.0, now - oldest), paused)
+
+    def act(connection: Connection) -> StoreSight:
+        letters = {name: count for name, count in connection.execute(dead)}  # noqa: C416 - see mypy
+        waiting = connection.execute(waits).scalar_one()
+        count, oldest = connection.execute(due).one()
+        paused = frozenset(connection.execute(select(pauses.c.agent_type)).scalars())
+        return StoreSight(letters, waiting, count, 0.0 if oldest is None else max(0.0, now - oldest), paused)
+
+    return await store.run(act)
