@@ -14,8 +14,8 @@ from warren.bus import Connection
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.errors import InvalidTask, QueueFull, Unroutable
-from warren.execution import Dead
 from warren.failure import Failure
+from warren.outcome import Dead
 from warren.settings import Settings
 from warren.settle import Settler
 from warren.tally import Tally

@@ -15,10 +15,11 @@ import structlog
 from warren.bus_delivery import Delivery
 from warren.context import Context
 from warren.errors import InvalidTask
-from warren.execution import SHUTDOWN, Cancelled, Dead, Execution, Outcome, Released
+from warren.execution import Execution
 from warren.failure import Failure
 from warren.lanes import Lane, Slots
 from warren.memory import Memory
+from warren.outcome import SHUTDOWN, Cancelled, Dead, Outcome, Released
 from warren.pool import Pool
 from warren.records import begun
 from warren.runs import Run, Runs

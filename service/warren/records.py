@@ -7,8 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from warren.execution import Cancelled, Dead, Outcome, RetryLater, Succeeded
 from warren.failure import Failure
+from warren.outcome import Cancelled, Dead, Outcome, RetryLater, Succeeded
 from warren.store_ledger import Entry
 from warren.store_outbox import Setback
 from warren.store_schema import LARGEST, SUCCEEDED, fitting, tasks

@@ -12,8 +12,9 @@ from uuid import UUID
 import structlog
 
 from warren.bus_delivery import Delivery
-from warren.execution import Cancelled, Dead, Execution, Outcome, Succeeded
+from warren.execution import Execution
 from warren.memory import Memory
+from warren.outcome import Cancelled, Dead, Outcome, Succeeded
 from warren.wire import Key, dispatch_of
 from warren_schemas import Task
 

@@ -24,7 +24,7 @@ from warren.errors import (
     Unroutable,
 )
 from warren.events import Events
-from warren.execution import (
+from warren.outcome import (
     BREAKER_OPEN,
     Cancelled,
     Dead,

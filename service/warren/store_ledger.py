@@ -7,36 +7,29 @@ takes a fence. Every write carries the fence of its run and changes nothing when
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from uuid import UUID
 
-import structlog
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from warren.errors import FenceLost, StoreUnavailable
+from warren.errors import FenceLost
 from warren.histogram import Histogram
 from warren.store import Store
 from warren.store_finish import Entry, Postgresql, Sqlite
+from warren.store_patience import PatientStore
 from warren.store_schema import FINAL, LARGEST, RELEASED, RUNNING, attempts, fitting, steps, tasks
 
 __all__ = ["Claim", "Entry", "Ledger"]
-
-log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 # Seconds that each group gathers. Without, groups of no-op tasks hold about eight rows, and their trips cost
 # the event loop 10 microseconds a task more; with 5 ms instead of 3 nothing more is won.
 GATHERING: Final = 0.003
 GROUP: Final = 500  # rows in one commit at most
-FIRST_PAUSE: Final = 0.1  # seconds; doubles up to LONGEST_PAUSE while the store is away
-LONGEST_PAUSE: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +48,20 @@ class Claim:
     is_stale: bool = False
 
 
-class Ledger:
-    """Writes and reads the ledger for one worker.
+class Ledger(PatientStore):
+    """Writes and reads the ledger for one worker. Whatever it is asked waits while the store is away.
 
-    Whatever it is asked waits while the store is away; `on_change(up, reason)` tells when that begins and
-    ends, and `is_up` says which it is. `commits` takes how long the groups of ends took to be durable.
+    `commits` takes how long the groups of ends took to be durable.
     """
 
     def __init__(self, store: Store, worker_id: str, on_change: Callable[[bool, str], None]) -> None:
-        self.store, self._worker_id, self._on_change = store, worker_id, on_change
+        super().__init__(store, on_change)
+        self._worker_id = worker_id
         self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
         self._group = Sqlite(store) if store.is_sqlite else Postgresql(store)
         self._waiting: list[tuple[Entry, asyncio.Future[bool]]] = []
         self._attempts: list[dict[str, Any]] = []
         self._wake = asyncio.Event()
-        self.is_up = True
         self.commits = Histogram()
 
     # -- the end of a run ---------------------------------------------------------------------------------
@@ -311,29 +303,3 @@ class Ledger:
                 f"task {run.task_id} was taken over (fence {row['fence']}, ours is {run.fence}): "
                 "this run must stop"
             )
-
-    # -- a store that comes and goes ------------------------------------------------------------------------
-
-    async def surely(self, act: Callable[[Connection], T]) -> T:
-        """Run `act` in a transaction; as long as the store is away, wait and try again."""
-        return await self._patiently(lambda: self.store.run(act))
-
-    async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                result = await act()
-            except StoreUnavailable as error:
-                self._tell(up=False, reason=str(error))
-                await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - only to spread
-                pause = min(pause * 2, LONGEST_PAUSE)
-            else:
-                self._tell(up=True, reason="")
-                return result
-
-    def _tell(self, *, up: bool, reason: str) -> None:
-        if up == self.is_up:
-            return
-        self.is_up = up
-        (log.info if up else log.error)("store.up" if up else "store.down", reason=reason)
-        self._on_change(up, reason)

@@ -11,9 +11,9 @@ from uuid import UUID
 import structlog
 
 from warren.bus_delivery import Delivery
-from warren.execution import SHUTDOWN, Dead, Outcome, Released, Stale
 from warren.failure import Failure
 from warren.loops import is_cancelled
+from warren.outcome import SHUTDOWN, Dead, Outcome, Released, Stale
 from warren.records import kept
 from warren.runs import Run
 from warren.settings import Settings

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from pydantic import JsonValue
 
-from warren.execution import Outcome
 from warren.histogram import Times
+from warren.outcome import Outcome
 
 
 @dataclass(slots=True)

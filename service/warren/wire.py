@@ -16,8 +16,8 @@ from warren.bus import Headers, Message
 from warren.bus_delivery import Delivery
 from warren.bus_lenient import sendable
 from warren.errors import InvalidTask
-from warren.execution import Dead
 from warren.failure import what_does_not_fit
+from warren.outcome import Dead
 from warren.settings import Settings
 from warren.store_outbox import Due, Parcel
 from warren.topology import Names

@@ -18,8 +18,8 @@ from aiormq import spec
 
 from warren.bus import Message
 from warren.bus_delivery import Delivery
-from warren.execution import Outcome
 from warren.memory import Memory
+from warren.outcome import Outcome
 from warren.records import begun
 from warren.relay import Relay
 from warren.runs import Run, Runs

@@ -28,8 +28,8 @@ from tests.integration.model import SETTINGS, Broker, Channel, Copy, Death, Mode
 from warren import store_outbox
 from warren.client import make_task
 from warren.errors import FenceLost
-from warren.execution import Dead, Outcome, Released, RetryLater, Succeeded, Superseded
 from warren.failure import Failure
+from warren.outcome import Dead, Outcome, Released, RetryLater, Succeeded, Superseded
 from warren.runs import Run
 from warren.store import Store
 from warren.store_outbox import LEASE

@@ -16,17 +16,9 @@ from tests.rig import eventually
 
 from warren import Context, Reject, RetryAfter, Settings, Warren
 from warren.breaker import Valve
-from warren.execution import (
-    BREAKER_OPEN,
-    SHUTDOWN,
-    Dead,
-    Execution,
-    Outcome,
-    Released,
-    Succeeded,
-    retry_delay,
-)
+from warren.execution import Execution, retry_delay
 from warren.failure import Failure
+from warren.outcome import BREAKER_OPEN, SHUTDOWN, Dead, Outcome, Released, Succeeded
 from warren.pool import Pool
 from warren_schemas import Task
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warren.execution import Cancelled, Released, Stale, Succeeded, Superseded
 from warren.fleet_totals import REMEMBERED, FleetTotals
+from warren.outcome import Cancelled, Released, Stale, Succeeded, Superseded
 from warren.tally import Tally
 from warren_schemas import Event, State
 

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from warren.execution import Succeeded
+from warren.outcome import Succeeded
 from warren.records import begun, ended
 from warren.store_schema import LARGEST, fitting, tasks
 from warren.wire import Key

@@ -19,8 +19,8 @@ from tests.rig import task_body
 from warren import Settings
 from warren.bus_delivery import Delivery
 from warren.errors import InvalidTask
-from warren.execution import Dead
 from warren.failure import Failure
+from warren.outcome import Dead
 from warren.topology import Names
 from warren.wire import (
     LAST_IN_LINE,

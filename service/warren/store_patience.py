@@ -1,0 +1,56 @@
+"""A store that comes and goes: whatever it is asked waits while it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import structlog
+from sqlalchemy import Connection
+
+from warren.errors import StoreUnavailable
+from warren.store import Store
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+FIRST_PAUSE: Final = 0.1  # seconds; doubles up to LONGEST_PAUSE while the store is away
+LONGEST_PAUSE: Final = 5.0
+
+
+class PatientStore:
+    """Waits for its store, as long as it takes.
+
+    `on_change(up, reason)` tells when the store goes away and when it is back, and `is_up` says which it is.
+    """
+
+    def __init__(self, store: Store, on_change: Callable[[bool, str], None]) -> None:
+        self.store, self._on_change = store, on_change
+        self.is_up = True
+
+    async def surely(self, act: Callable[[Connection], T]) -> T:
+        """Run `act` in a transaction; as long as the store is away, wait and try again."""
+        return await self._patiently(lambda: self.store.run(act))
+
+    async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                result = await act()
+            except StoreUnavailable as error:
+                self._tell(up=False, reason=str(error))
+                await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - only to spread
+                pause = min(pause * 2, LONGEST_PAUSE)
+            else:
+                self._tell(up=True, reason="")
+                return result
+
+    def _tell(self, *, up: bool, reason: str) -> None:
+        if up == self.is_up:
+            return
+        self.is_up = up
+        (log.info if up else log.error)("store.up" if up else "store.down", reason=reason)
+        self._on_change(up, reason)
