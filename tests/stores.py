@@ -10,15 +10,16 @@ import os
 import pwd
 import shutil
 import socket
+import sqlite3
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
-from sqlalchemy import Connection, Executable
+from sqlalchemy import Connection, Engine, Executable
 
 from tests.brokers import missing
 from warren.store import Store
@@ -91,6 +92,39 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         yield server
     finally:
         server.stop("immediate")
+
+
+def engine_of(store: Store) -> Engine:
+    """The engine under a store, to listen to."""
+    engine = store._database._engine
+    return engine if isinstance(engine, Engine) else engine.sync_engine
+
+
+@asynccontextmanager
+async def written(store: Store) -> AsyncIterator[None]:
+    """Meanwhile somebody writes: on SQLite, nobody else can."""
+    if not store.is_sqlite:
+        async with locked(store.url, "tasks", mode="ROW EXCLUSIVE"):
+            yield
+        return
+    writer = sqlite3.connect(store.url.removeprefix("sqlite:///"), isolation_level=None)
+    try:
+        writer.execute("BEGIN IMMEDIATE")
+        yield
+    finally:
+        writer.close()
+
+
+@asynccontextmanager
+async def locked(url: str, table: str, mode: str = "ACCESS EXCLUSIVE") -> AsyncIterator[None]:
+    """Meanwhile a table of PostgreSQL is locked by somebody."""
+    connection = await asyncpg.connect(url)
+    try:
+        async with connection.transaction():
+            await connection.execute(f"LOCK TABLE {table} IN {mode} MODE")
+            yield
+    finally:
+        await connection.close()
 
 
 async def execute(store: Store, statement: Executable) -> list[dict[str, Any]]:

@@ -84,6 +84,11 @@ class Store:
         with self._translating():
             return await self._database.run(act)
 
+    async def read(self, act: Callable[[Connection], T]) -> T:
+        """Run `act`, which only reads: SQLite's writers do not hold it up. Raises what `run` raises."""
+        with self._translating():
+            return await self._database.read(act)
+
     async def run_bare(self, act: Callable[[sqlite3.Connection], T]) -> T:
         """SQLite only: `run` with the driver's own connection, for statements that come in thousands."""
         assert isinstance(self._database, SqliteFile)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import JsonValue
 from pydantic_core import from_json
-from sqlalchemy import Connection, RowMapping, delete, select
+from sqlalchemy import Connection, RowMapping, and_, delete, select
 
 from warren.store import Store
 from warren.store_schema import CANCELLED, DEAD, SUCCEEDED, attempts, steps, tasks
@@ -101,26 +101,25 @@ class Archive:
                 connection.execute(remembered).mappings().all(),
             )
 
-        return await self._store.run(act)
+        return await self._store.read(act)
 
     async def status(self, task_id: UUID) -> str | None:
         """The status alone, or None like `task`."""
-
-        def act(connection: Connection) -> str | None:
-            query = select(tasks.c.status).where(tasks.c.task_id == task_id)
-            return connection.execute(query).scalar_one_or_none()
-
-        return await self._store.run(act)
+        query = select(tasks.c.status).where(tasks.c.task_id == task_id)
+        return await self._store.read(lambda connection: connection.execute(query).scalar_one_or_none())
 
     async def prune(self, older_than: float) -> int:
-        """Delete tasks that ended more than so many seconds ago, with their steps. Returns how many."""
-        ended = select(tasks.c.task_id).where(tasks.c.finished_at < time.time() - older_than)
+        """Delete tasks that ended more than so many seconds ago, with their steps. Returns how many.
+
+        What was discarded ended when it was.
+        """
+        has_ended = and_(tasks.c.updated_at < time.time() - older_than, tasks.c.finished_at.is_not(None))
+        ended = select(tasks.c.task_id).where(has_ended)
 
         def act(connection: Connection) -> int:
             for table in (steps, attempts):
                 connection.execute(delete(table).where(table.c.task_id.in_(ended)))
-            done = connection.execute(delete(tasks).where(tasks.c.finished_at < time.time() - older_than))
-            return done.rowcount
+            return connection.execute(delete(tasks).where(has_ended)).rowcount
 
         return await self._store.run(act)
 

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from warren.errors import StoreUnusable
@@ -22,6 +22,7 @@ BUSY_TIMEOUT: Final = 30_000  # milliseconds that SQLite waits for another proce
 POOL_TIMEOUT: Final = 10  # seconds to wait for a connection to PostgreSQL
 # It takes the write lock at once: SQLite has no row locks, and refuses to turn a read into a write.
 BEGIN: Final = "BEGIN IMMEDIATE"
+ONLY_READS: Final = "warren_only_reads"  # the option of a connection that does without that lock
 
 
 class SqliteFile:
@@ -37,7 +38,10 @@ class SqliteFile:
         self._engine = create_engine(url.set(drivername="sqlite"))
         event.listen(self._engine, "connect", _prepare_connection)
         event.listen(self._engine, "begin", _begin)
+        self._reader = self._engine.execution_options(**{ONLY_READS: True})
         self._thread = ThreadPoolExecutor(1, "warren-store")
+        # One of its own: whoever reads sees what was committed last, and waits for nobody who writes.
+        self._reading_thread = ThreadPoolExecutor(1, "warren-store-reads")
 
     async def prepare(self) -> None:
         """Make room for the file. Raises StoreUnusable where that cannot be, or nothing may be written."""
@@ -48,10 +52,16 @@ class SqliteFile:
         """Close what is open."""
         await self._in_thread(self._engine.dispose)
         self._thread.shutdown(wait=False)
+        self._reading_thread.shutdown(wait=False)
 
     async def run(self, act: Callable[[Connection], T]) -> T:
         """Run `act` in a transaction; cancelled, it is carried through all the same."""
-        return await self._in_thread(lambda: self._run(act))
+        return await self._in_thread(lambda: _within(self._engine, act))
+
+    async def read(self, act: Callable[[Connection], T]) -> T:
+        """Run `act`, which only reads, without the write lock."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reading_thread, lambda: _within(self._reader, act))
 
     async def run_bare(self, act: Callable[[sqlite3.Connection], T]) -> T:
         """The same with the driver's own connection."""
@@ -59,10 +69,6 @@ class SqliteFile:
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
-
-    def _run(self, act: Callable[[Connection], T]) -> T:
-        with self._engine.begin() as connection:
-            return act(connection)
 
     def _run_bare(self, act: Callable[[sqlite3.Connection], T]) -> T:
         with closing(self._engine.raw_connection()) as pooled:  # closing rolls back what is not committed
@@ -93,6 +99,10 @@ class PostgresqlServer:
         async with self._engine.begin() as connection:
             return await connection.run_sync(act)
 
+    async def read(self, act: Callable[[Connection], T]) -> T:
+        """The same: here nobody who reads waits for anybody who writes."""
+        return await self.run(act)
+
 
 def _make_room_for(file: Path) -> None:
     try:
@@ -117,4 +127,10 @@ def _prepare_connection(connection: Any, _record: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql(BEGIN)
+    only_reads = connection.get_execution_options().get(ONLY_READS)
+    connection.exec_driver_sql("BEGIN" if only_reads else BEGIN)
+
+
+def _within(engine: Engine, act: Callable[[Connection], T]) -> T:
+    with engine.begin() as connection:
+        return act(connection)

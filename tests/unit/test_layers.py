@@ -23,8 +23,8 @@ LAYERS: Final = {
     "engine": (
         "context", "agent", "agents", "breaker", "outcome", "execution", "wire", "events", "settle", "lanes",
         "runs", "relay", "sharing", "control", "health", "ageing", "dead_letters", "memory", "records",
-        "takeover", "pool", "pool_*", "intake", "scheduler", "desk", "replay", "replay_edit", "peers", "fleet",
-        "overview", "remembering", "worker", "command_agent", "command_process", "http_agent",
+        "takeover", "pool", "pool_*", "intake", "scheduler", "desk", "replay", "replay_edit", "peers",
+        "fleet", "overview", "remembering", "worker", "command_agent", "command_process", "http_agent",
         "tally", "fleet_totals", "lookout",
     ),
     "edges": (
