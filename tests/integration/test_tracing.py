@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,39 @@ async def test_a_dead_letter_and_its_replay_keep_the_trace(
     assert (first["warren.outcome"], first["error.type"]) == ("dead", "Reject")
     assert named(spans, "process")[0].status.status_code is StatusCode.ERROR
     assert second["warren.outcome"] == "succeeded"
+
+
+async def test_the_spans_of_a_command_have_left_when_it_ends(rig: Rig) -> None:
+    received: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            async with rig.worker(application()):
+                where = {
+                    "WARREN_TRACES": "true",
+                    "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+                    "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
+                }
+                command = ("submit", "flaky", "--payload", "1")
+                code, _, err = await cli(*command, **cli_environment(rig, **where))
+                assert code == 0, err
+        finally:
+            server.shutdown()
+            serving.join()
+    [(path, body)] = received
+    assert path == "/v1/traces"
+    assert f"publish {rig.names.tasks}:flaky".encode() in body
+    assert b"warren" in body
 
 
 async def _get(channel: Any, queue: str) -> Any:

@@ -14,7 +14,7 @@ from warren.tracing import Tracing, carried_context, export
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-def test_nothing_of_opentelemetry_is_imported_unless_asked_for() -> None:
+def test_nothing_of_the_extras_is_imported_unless_asked_for() -> None:
     code = (
         "import sys; from warren import Settings; from warren.cli import main\n"
         "from warren.worker import Worker\n"
@@ -23,7 +23,7 @@ def test_nothing_of_opentelemetry_is_imported_unless_asked_for() -> None:
         "async def greet(name: str) -> str: return name\n"
         "app.agent('greet')(greet)\n"
         "Client('amqp://nowhere', settings=settings); Worker(app, settings, 'amqp://nowhere')\n"
-        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+        "print([name for name in sys.modules if name.startswith(('opentelemetry', 'prometheus_client'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
