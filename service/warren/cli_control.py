@@ -9,9 +9,8 @@ import typer
 from rich.markup import escape
 
 from warren import broker, runtime
-from warren.cli_shared import err, out, read_settings
+from warren.cli_shared import err, out, read_settings, valid_id
 from warren.client import Cancellation, Client
-from warren.errors import ConfigurationError
 from warren.settings import Settings
 
 AGENT_TYPE = Annotated[str, typer.Argument(metavar="TYPE", help="The agent type.")]
@@ -24,10 +23,7 @@ def cancel(
     """Cancel a task, wherever it is: waiting, delayed or running. Exit status 1 if it had ended before."""
     settings = read_settings()
     runtime.configure_logging(settings)
-    try:
-        wanted = UUID(task_id)
-    except ValueError as error:
-        raise ConfigurationError(f"{task_id!r} is no task id (a UUID)") from error
+    wanted = valid_id(task_id)
     done = runtime.run(_cancel(settings, wanted, wait))
     if done.had_ended:
         err.print(f"task {wanted} had ended before: {escape(str(done.before))}")

@@ -31,10 +31,9 @@ from warren.cli_dead_options import (
     of_queue,
     prepared,
     store_of,
-    valid_id,
     wanted,
 )
-from warren.cli_shared import err, out
+from warren.cli_shared import err, out, valid_id
 from warren.errors import WarrenError
 from warren.store import Store
 from warren.store_dead import NOT_READ_YET, DeadIndex, DeadLetter, DeadTask, Filter, Group

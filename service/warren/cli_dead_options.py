@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from datetime import datetime
 from typing import Annotated, cast, get_args
-from uuid import UUID
 
 import typer
 
@@ -86,14 +85,6 @@ def of_queue(selected: Filter, limit: int | None) -> dead_letters.Selection:
     if any(one is not None for one in asked):
         raise ConfigurationError("--from-queue knows only --agent-type, --reason, --limit and a task id")
     return dead_letters.Selection(selected.agent_type, selected.reason, selected.task_id, limit)
-
-
-def valid_id(task_id: str) -> UUID:
-    """The id. Raises ConfigurationError when it is none."""
-    try:
-        return UUID(task_id)
-    except ValueError as error:
-        raise ConfigurationError(f"{task_id!r} is no task id (a UUID)") from error
 
 
 def _moment(text: str | None, option: str) -> float | None:

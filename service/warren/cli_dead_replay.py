@@ -29,10 +29,9 @@ from warren.cli_dead_options import (
     of_queue,
     prepared,
     store_of,
-    valid_id,
     wanted,
 )
-from warren.cli_shared import err, out, parse_duration
+from warren.cli_shared import err, out, parse_duration, valid_id
 from warren.client import Client
 from warren.errors import BrokerError, ConfigurationError, StoreUnavailable, WarrenError
 from warren.settings import Settings
@@ -46,6 +45,25 @@ EXAMPLES: Final = (
     'warren dead replay 01932c07-4d10-7a52-9c3e-b1f0a8d47e66 --edit \'{"url": "https://example.com"}\'   |   '
     "warren dead replay --resume 01932c07"
 )
+CANARY = Annotated[
+    int, typer.Option(min=0, help="Replay so many first, and stop if one fails the same way; 0: none.")
+]
+RATE = Annotated[str, typer.Option(metavar="RATE", help="How fast: 50/s, 10/m, 300/h.")]
+EDIT = Annotated[
+    str | None, typer.Option(metavar="JSON", help="Merge this into the payload (RFC 7396); it gets a new id.")
+]
+FROM_SCRATCH = Annotated[
+    bool, typer.Option("--from-scratch", help="Forget steps and checkpoint instead of going on there.")
+]
+KEEP_GOING = Annotated[
+    bool, typer.Option("--keep-going", help="After the canaries, go on though the failure comes back.")
+]
+TIMEOUT = Annotated[
+    str, typer.Option(metavar="TIME", help="Stop waiting when nothing has ended for so long.")
+]
+RESUME = Annotated[
+    str | None, typer.Option(metavar="REPLAY_ID", help="Go on with this replay, as it was planned.")
+]
 PROBLEMS_SHOWN: Final = 10
 _PER: Final = {"s": 1, "m": 60, "h": 3600}
 
@@ -61,26 +79,13 @@ def replay(
     before: BEFORE = None,
     limit: LIMIT = None,
     dry_run: DRY_RUN = False,
-    canary: Annotated[
-        int, typer.Option(min=0, help="Replay so many first, and stop if one fails the same way; 0: none.")
-    ] = 5,
-    rate: Annotated[str, typer.Option(metavar="RATE", help="How fast: 50/s, 10/m, 300/h.")] = "50/s",
-    edit: Annotated[
-        str | None,
-        typer.Option(metavar="JSON", help="Merge this into the payload (RFC 7396); it gets a new id."),
-    ] = None,
-    from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Forget steps and checkpoint instead of going on there.")
-    ] = False,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="After the canaries, go on though the failure comes back.")
-    ] = False,
-    timeout: Annotated[
-        str, typer.Option(metavar="TIME", help="Stop waiting when nothing has ended for so long.")
-    ] = "10m",
-    resume: Annotated[
-        str | None, typer.Option(metavar="REPLAY_ID", help="Go on with this replay, as it was planned.")
-    ] = None,
+    canary: CANARY = 5,
+    rate: RATE = "50/s",
+    edit: EDIT = None,
+    from_scratch: FROM_SCRATCH = False,
+    keep_going: KEEP_GOING = False,
+    timeout: TIMEOUT = "10m",
+    resume: RESUME = None,
     from_queue: FROM_QUEUE = False,
 ) -> None:
     """Run dead tasks again, oldest first: a few canaries, then the others at a rate.

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -47,6 +48,14 @@ def parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigurationError(f"{where} is not JSON: {error}") from error
+
+
+def valid_id(task_id: str) -> UUID:
+    """The id. Raises ConfigurationError when it is none."""
+    try:
+        return UUID(task_id)
+    except ValueError as error:
+        raise ConfigurationError(f"{task_id!r} is no task id (a UUID)") from error
 
 
 def parse_duration(text: str, option: str) -> float:

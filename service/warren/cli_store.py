@@ -11,8 +11,8 @@ from pydantic_core import to_json
 from rich.markup import escape
 
 from warren import runtime
-from warren.cli_shared import find_store, out, parse_duration, read_settings
-from warren.errors import ConfigurationError, WarrenError
+from warren.cli_shared import find_store, out, parse_duration, read_settings, valid_id
+from warren.errors import WarrenError
 from warren.store import Store
 from warren.store_archive import Archive, TaskRecord
 
@@ -58,11 +58,7 @@ def show(
     """Show what the store knows of a task: status, attempts with their errors, steps, result."""
     settings = read_settings()
     runtime.configure_logging(settings)
-    try:
-        wanted = UUID(task_id)
-    except ValueError as error:
-        raise ConfigurationError(f"{task_id!r} is no task id (a UUID)") from error
-    record = runtime.run(_task(find_store(settings), wanted))
+    record = runtime.run(_task(find_store(settings), valid_id(task_id)))
     if as_json:
         out.print(to_json(asdict(record)).decode(), soft_wrap=True, markup=False, highlight=False)
     else:

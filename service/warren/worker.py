@@ -84,6 +84,33 @@ class Worker:
             await self._run(remembering)
 
     async def _run(self, remembering: Remembering | None) -> None:
+        control, ageing, health, fleet = self._assemble(remembering)
+        with suppress(StoreUnavailable):  # it was there just now; the control loop tries again
+            await control.catch_up()
+        await self._connect_at_once()
+        async with Loops() as loops:
+            self._start_loops(loops, control, ageing, health, fleet)
+            if remembering is not None:
+                remembering.start(
+                    loops,
+                    self._runs,
+                    self._app.agents.values(),
+                    self._publisher,
+                    self._publishing,
+                    self._consuming,
+                    self._declare,
+                )
+            self._start()
+            try:
+                await self._work(loops)
+            finally:
+                await self._drain(ageing, remembering)
+                await self.pool.close()
+                await self._say_goodbye(health)
+        await self._close()
+
+    def _assemble(self, remembering: Remembering | None) -> tuple[Control, Ageing, Health, Fleet]:
+        """Put the parts together. The intake and the lanes are ours, the others run by themselves."""
         ledger = remembering.ledger if remembering else None
         board = remembering.board if remembering else None
         settler = Settler(
@@ -109,49 +136,32 @@ class Worker:
             self._tracing,
         )
         self.lanes.update((name, self._lane(spec)) for name, spec in self._app.agents.items())
-        with suppress(StoreUnavailable):  # it was there just now; the control loop tries again
-            await control.catch_up()
         ageing = Ageing(self._consuming, settler, self.settings, self._declare, self._tally)
-        self._health = health = Health(
+        self._health = Health(
             self.worker_id, self.lanes, self._runs, self._tally, self.pool, self._events, self._consuming,
             self._publishing, ledger, self.settings,
         )  # fmt: skip
-        fleet = self._fleet = Fleet(self.worker_id, self.lanes, self._events, self._consuming, self.settings)
-        await self._connect_at_once()
-        async with Loops() as loops:
-            loops.start("publishing connection", self._publishing.supervise())
-            loops.start("consuming connection", self._consuming.supervise())
-            loops.start("events", self._events.run())
-            loops.start("heartbeat", health.beat())
-            loops.start("event loop lag", health.watch_lag())
-            loops.start("agent recovery", self.pool.recover())
-            loops.start("idle agents", self.pool.retire())
-            loops.start("ageing", ageing.run())
-            loops.start("sharing", Sharing(self.lanes, self.settings.prefetch).run())
-            loops.start("peers", fleet.listen())
-            loops.start("lost peers", fleet.watch())
-            loops.start("control", control.listen())
-            loops.start("control in the store", control.refresh())
-            if remembering is not None:
-                remembering.start(
-                    loops,
-                    self._runs,
-                    self._app.agents.values(),
-                    self._publisher,
-                    self._publishing,
-                    self._consuming,
-                    self._declare,
-                )
-            for lane in self.lanes.values():
-                loops.start(f"consumer {lane.spec.agent_type}", lane.consumer.run())
-            self._start()
-            try:
-                await self._work(loops)
-            finally:
-                await self._drain(ageing, remembering)
-                await self.pool.close()
-                await self._say_goodbye(health)
-        await self._close()
+        self._fleet = Fleet(self.worker_id, self.lanes, self._events, self._consuming, self.settings)
+        return control, ageing, self._health, self._fleet
+
+    def _start_loops(
+        self, loops: Loops, control: Control, ageing: Ageing, health: Health, fleet: Fleet
+    ) -> None:
+        loops.start("publishing connection", self._publishing.supervise())
+        loops.start("consuming connection", self._consuming.supervise())
+        loops.start("events", self._events.run())
+        loops.start("heartbeat", health.beat())
+        loops.start("event loop lag", health.watch_lag())
+        loops.start("agent recovery", self.pool.recover())
+        loops.start("idle agents", self.pool.retire())
+        loops.start("ageing", ageing.run())
+        loops.start("sharing", Sharing(self.lanes, self.settings.prefetch).run())
+        loops.start("peers", fleet.listen())
+        loops.start("lost peers", fleet.watch())
+        loops.start("control", control.listen())
+        loops.start("control in the store", control.refresh())
+        for lane in self.lanes.values():
+            loops.start(f"consumer {lane.spec.agent_type}", lane.consumer.run())
 
     @property
     def running(self) -> int:

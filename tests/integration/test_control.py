@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from aiormq.exceptions import PublishError
 from tests.rig import Rig, eventually, publish
 
 from warren import Warren
@@ -156,6 +157,14 @@ async def test_a_strange_command_changes_nothing(rig: Rig, store: str, body: byt
     scene = Scene()
     async with rig.worker(scene.app, store_url=store), rig.client(store_url=store) as client:
         async with rig.plain() as channel:
-            await publish(channel, rig.names.control, "", body)
+
+            async def is_heard() -> bool:
+                try:
+                    await publish(channel, rig.names.control, "", body)
+                except PublishError:  # the worker takes tasks, and is about to listen to commands
+                    return False
+                return True
+
+            await eventually(is_heard, "the worker listens")
         assert await client.run("other", "b", timeout=30) == "b"
         assert (await client.cancel(uuid4(), wait=0)).before is None
