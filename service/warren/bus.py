@@ -12,7 +12,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import aio_pika
@@ -76,6 +76,13 @@ class Message:
     correlation_id: str | None = None
     content_type: str | None = "application/json"
     mandatory: bool = True
+
+
+class QueueState(NamedTuple):
+    """A queue as the broker sees it: messages ready to be delivered, and consumers."""
+
+    ready: int
+    consumers: int
 
 
 def translate(error: BaseException, url: str) -> Exception:
@@ -300,8 +307,12 @@ class Connection:
 
     async def depth(self, queue: str) -> int:
         """Messages that wait in a queue, ready to be delivered."""
+        return (await self.look(queue)).ready
+
+    async def look(self, queue: str) -> QueueState:
+        """How a queue stands. Raises NotDeclared when it is not there."""
         declared = await self.administer(lambda channel: channel.queue_declare(queue, passive=True))
-        return int(declared.message_count or 0)
+        return QueueState(int(declared.message_count or 0), int(declared.consumer_count or 0))
 
     async def close(self) -> None:
         """Close the connection for good. What is unacknowledged on it returns to its queue."""

@@ -108,6 +108,11 @@ class Store:
         except (DBAPIError, PoolTimeout, OSError) as error:
             raise self._translated(error) from error
 
+    async def ping(self) -> None:
+        """Ask for nothing. Raises what `transaction` raises."""
+        async with self.transaction() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+
     async def in_thread(self, act: Callable[[sqlite3.Connection], T]) -> T:
         """SQLite only: run `act` in a transaction of its own, in one trip to a thread that is there for it.
 
