@@ -51,6 +51,12 @@ class Settings(BaseSettings):
 
     prefetch: int = Field(200, ge=1, le=65535, description="Tasks that run on a worker at once.")
     queue_capacity: int = Field(2000, ge=1, description="Tasks that wait in one queue at most.")
+    max_tasks_per_user: int = Field(
+        1000, ge=1, description="Unfinished tasks of one user, then the front door takes no more of them."
+    )
+    outbox_capacity: int = Field(
+        10_000, ge=1, description="Tasks that are due and wait in the store to be published, at most."
+    )
     max_payload_bytes: int = Field(MIB, ge=1, description="Largest task body, in bytes.")
     max_result_bytes: int = Field(MIB, ge=1, description="Largest result of an agent, in bytes.")
     task_timeout: float = Field(300, gt=0, description="Time for one attempt, unless the agent says more.")

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import JsonValue
 from pydantic_core import from_json
-from sqlalchemy import RowMapping, delete, select
+from sqlalchemy import RowMapping, and_, delete, select
 
 from warren.store import Store
 from warren.store_schema import CANCELLED, DEAD, SUCCEEDED, attempts, steps, tasks
@@ -115,14 +115,16 @@ class Archive:
             return list((await connection.execute(query)).scalars())
 
     async def prune(self, older_than: float) -> int:
-        """Delete tasks that ended more than so many seconds ago, with their steps. Returns how many."""
-        ended = select(tasks.c.task_id).where(tasks.c.finished_at < time.time() - older_than)
+        """Delete tasks that ended more than so many seconds ago, with their steps. Returns how many.
+
+        What was discarded ended when it was.
+        """
+        has_ended = and_(tasks.c.updated_at < time.time() - older_than, tasks.c.finished_at.is_not(None))
+        ended = select(tasks.c.task_id).where(has_ended)
         async with self._store.transaction() as connection:
             for table in (steps, attempts):
                 await connection.execute(delete(table).where(table.c.task_id.in_(ended)))
-            done = await connection.execute(
-                delete(tasks).where(tasks.c.finished_at < time.time() - older_than)
-            )
+            done = await connection.execute(delete(tasks).where(has_ended))
             return done.rowcount
 
 

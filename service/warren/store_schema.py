@@ -81,7 +81,8 @@ tasks = Table(
     # Of a replayed task: how it had failed before.
     Column("former_fingerprint", String(16)),
 )
-Index("tasks_by_end", tasks.c.finished_at)
+# The one index that every end pays for: lists of tasks, and pruning.
+Index("tasks_by_change", tasks.c.updated_at)
 
 
 def _partial(
@@ -91,7 +92,21 @@ def _partial(
     Index(name, *columns, unique=unique, sqlite_where=only, postgresql_where=only)
 
 
-_partial("tasks_due", tasks.c.due_at, only=tasks.c.due_at.is_not(None))
+# It holds all that says whose turn it is: bodies, which may be large, are read of those that are claimed.
+_partial(
+    "tasks_due",
+    tasks.c.due_at,
+    tasks.c.leased_until,
+    tasks.c.priority,
+    tasks.c.user_id,
+    tasks.c.agent_type,
+    tasks.c.task_id,
+    only=tasks.c.due_at.is_not(None),
+)
+# Those that fill a user's quota.
+_partial("tasks_unfinished", tasks.c.user_id, only=tasks.c.finished_at.is_(None))
+# What came in through the store; the ends of other tasks do not pay for it.
+_partial("tasks_of_user", tasks.c.user_id, tasks.c.updated_at, only=tasks.c.created_at.is_not(None))
 _partial("tasks_dead", tasks.c.finished_at, only=tasks.c.status == DEAD)
 _partial(
     "tasks_dead_by_kind",
@@ -165,6 +180,43 @@ pauses = Table(
     metadata,
     Column("agent_type", String(63), primary_key=True),
     Column("paused_at", Float, nullable=False),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("key_id", String(12), primary_key=True),
+    Column("user_id", String(255), nullable=False),
+    Column("role", String(8), nullable=False),
+    # SHA-256, in hexadecimal: the secret itself is random enough to need no salt.
+    Column("secret_hash", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("secret_hash", String(64), primary_key=True),
+    Column("key_id", String(12), nullable=False),
+    # "session" of a browser, or "login" for a link that opens one.
+    Column("kind", String(7), nullable=False),
+    Column("expires_at", Float, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("audit_id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    # Nothing for the command line.
+    Column("actor_key_id", String(12)),
+    Column("user_id", String(255), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(255), nullable=False),
+    # JSON.
+    Column("details", LargeBinary, nullable=False),
 )
 
 

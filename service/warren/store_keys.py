@@ -1,0 +1,169 @@
+"""Keys of the front door: who may come in, as whom, and for how long. Secrets are shown once, kept as hashes.
+
+A secret is 256 random bits, so its SHA-256 tells nothing and needs no salt. It begins with `wk_` (a key),
+`ws_` (a browser's session) or `wl_` (a login link), so that scanners for leaked secrets know it.
+Times are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from sqlalchemy import ColumnElement, RowMapping, Select, and_, exists, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from warren.errors import ConfigurationError
+from warren.store import Store
+from warren.store_schema import fitting, keys, sessions
+
+Role = Literal["tenant", "operator", "admin"]
+Kind = Literal["session", "login"]
+
+PREFIXES: Final[dict[Kind, str]] = {"session": "ws", "login": "wl"}
+KEY_PATTERN: Final = re.compile(r"wk_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key, without its secret. `user_id` is who its bearer is, `role` what they may do."""
+
+    key_id: str
+    user_id: str
+    role: Role
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+
+    def is_valid(self, now: float) -> bool:
+        """Whether it opens the door at this time."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+class Keys:
+    """The keys of one store, and the sessions that browsers open with them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def create(self, user_id: str, role: Role, expires_at: float | None = None) -> tuple[Key, str]:
+        """A new key and its secret, which nobody is ever told again.
+
+        Raises ConfigurationError for a user that no task can have.
+        """
+        if not user_id or user_id != fitting(user_id, keys.c.user_id):
+            raise ConfigurationError(f"{user_id!r} is no user: it takes 1 to 255 characters, without NUL")
+        key = Key(secrets.token_hex(6), user_id, role, time.time(), expires_at)
+        secret = f"wk_{key.key_id}_{_random()}"
+        new = {name: getattr(key, name) for name in Key.__slots__}
+        async with self._store.transaction() as connection:
+            await connection.execute(keys.insert().values(secret_hash=_hash(secret), **new))
+        return key, secret
+
+    async def authenticate(self, secret: str) -> Key | None:
+        """The key with this secret. None: it is wrong, expired or revoked."""
+        found = KEY_PATTERN.fullmatch(secret)
+        if found is None:
+            return None
+        query = select(keys).where(keys.c.key_id == found[1])
+        async with self._store.transaction() as connection:
+            row = (await connection.execute(query)).mappings().one_or_none()
+        if row is None or not hmac.compare_digest(row["secret_hash"], _hash(secret)):
+            return None
+        return _valid(row)
+
+    async def revoke(self, key_id: str) -> bool:
+        """End a key and its sessions now. False: there is none of this id, or it was revoked before."""
+        ours = (keys.c.key_id == key_id) & keys.c.revoked_at.is_(None)
+        async with self._store.transaction() as connection:
+            ended = await connection.execute(keys.update().where(ours).values(revoked_at=time.time()))
+            await connection.execute(sessions.delete().where(sessions.c.key_id == key_id))
+            return ended.rowcount > 0
+
+    async def list(self) -> Sequence[Key]:
+        """All keys, also those that are valid no more, the oldest first."""
+        query = select(keys).order_by(keys.c.created_at, keys.c.key_id)
+        async with self._store.transaction() as connection:
+            return [_key(row) for row in (await connection.execute(query)).mappings()]
+
+    async def any_valid(self) -> bool:
+        """Whether anybody can come in."""
+        now = time.time()
+        is_valid = and_(
+            keys.c.revoked_at.is_(None), or_(keys.c.expires_at.is_(None), keys.c.expires_at > now)
+        )
+        async with self._store.transaction() as connection:
+            return bool((await connection.execute(select(exists().where(is_valid)))).scalar_one())
+
+    # -- browsers ----------------------------------------------------------------------------------------
+
+    async def open_session(self, key_id: str, seconds: float) -> str:
+        """The secret of a new session, for a cookie. It ends after so many seconds, and with its key."""
+        async with self._store.transaction() as connection:
+            return await _open(connection, "session", key_id, seconds)
+
+    async def session(self, secret: str) -> Key | None:
+        """The key of a session. None: it is wrong, over, or its key is valid no more."""
+        async with self._store.transaction() as connection:
+            row = (await connection.execute(_key_of("session", secret))).mappings().one_or_none()
+        return None if row is None else _valid(row)
+
+    async def close_session(self, secret: str) -> None:
+        """End a session now, if there is one."""
+        async with self._store.transaction() as connection:
+            await connection.execute(sessions.delete().where(_is("session", secret)))
+
+    async def login_link(self, key_id: str, seconds: float) -> str:
+        """A token that opens one session, once, within so many seconds."""
+        async with self._store.transaction() as connection:
+            return await _open(connection, "login", key_id, seconds)
+
+    async def redeem(self, token: str, session_seconds: float) -> str | None:
+        """Spend a login link's token: the secret of a new session, or None where it opens none."""
+        async with self._store.transaction() as connection:
+            row = (await connection.execute(_key_of("login", token))).mappings().one_or_none()
+            spent = await connection.execute(sessions.delete().where(_is("login", token)))
+            if row is None or not spent.rowcount or _valid(row) is None:
+                return None
+            return await _open(connection, "session", row["key_id"], session_seconds)
+
+
+async def _open(connection: AsyncConnection, kind: Kind, key_id: str, seconds: float) -> str:
+    now, secret = time.time(), f"{PREFIXES[kind]}_{_random()}"
+    new: dict[str, Any] = {"kind": kind, "key_id": key_id, "expires_at": now + seconds}
+    await connection.execute(sessions.delete().where(sessions.c.expires_at <= now))
+    await connection.execute(sessions.insert().values(secret_hash=_hash(secret), **new))
+    return secret
+
+
+def _is(kind: Kind, secret: str) -> ColumnElement[bool]:
+    """Looked up by its hash: how long that takes tells nothing of the secret."""
+    return and_(sessions.c.secret_hash == _hash(secret), sessions.c.kind == kind)
+
+
+def _key_of(kind: Kind, secret: str) -> Select[Any]:
+    belongs = keys.c.key_id == sessions.c.key_id
+    return select(keys).join(sessions, belongs).where(_is(kind, secret), sessions.c.expires_at > time.time())
+
+
+def _random() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
+
+
+def _key(row: RowMapping) -> Key:
+    return Key(**{name: row[name] for name in Key.__slots__})
+
+
+def _valid(row: RowMapping) -> Key | None:
+    key = _key(row)
+    return key if key.is_valid(time.time()) else None

@@ -1,0 +1,166 @@
+"""Keys, sessions and the audit, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+from tests.integration.test_store import url
+
+from warren.errors import ConfigurationError
+from warren.store import Store
+from warren.store_audit import Audit
+from warren.store_keys import Keys
+from warren.store_schema import keys as keys_table
+from warren.store_schema import sessions
+
+__all__ = ["url"]
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    """An empty store of each kind."""
+    async with Store(url, migrate=True) as store:
+        yield store
+
+
+@pytest.fixture
+def keys(store: Store) -> Keys:
+    return Keys(store)
+
+
+async def test_a_key_opens_the_door_to_its_user(keys: Keys) -> None:
+    assert not await keys.any_valid()
+    key, secret = await keys.create("acme", "operator", time.time() + HOUR)
+    assert re.fullmatch(rf"wk_{key.key_id}_[A-Za-z0-9_-]{{43}}", secret)
+    assert await keys.authenticate(secret) == key
+    assert (key.user_id, key.role, key.revoked_at) == ("acme", "operator", None)
+    assert await keys.any_valid()
+    assert list(await keys.list()) == [key]
+
+
+async def test_what_is_wrong_opens_nothing(keys: Keys) -> None:
+    key, secret = await keys.create("acme", "tenant")
+    _, other = await keys.create("other", "tenant")
+    changed = secret[:-1] + ("A" if secret[-1] != "A" else "B")
+    mixed = f"wk_{key.key_id}_{other.removeprefix('wk_').split('_', 1)[1]}"
+    for wrong in (changed, mixed, secret.upper(), secret + "x", secret[3:], "", "wk_", "\ud800", "\0" * 60):
+        assert await keys.authenticate(wrong) is None
+
+
+async def test_an_expired_key_and_a_revoked_one_open_nothing(keys: Keys) -> None:
+    _, late = await keys.create("acme", "tenant", time.time() - 1)
+    key, revoked = await keys.create("acme", "admin")
+    assert await keys.revoke(key.key_id)
+    assert not await keys.revoke(key.key_id)
+    assert not await keys.revoke("000000000000")
+    assert await keys.authenticate(late) is None
+    assert await keys.authenticate(revoked) is None
+    assert not await keys.any_valid()
+    assert [one.revoked_at is None for one in await keys.list()] == [True, False]
+
+
+@pytest.mark.parametrize("user", ["", "a\0b", "x" * 256, "\ud800"])
+async def test_a_key_is_for_a_user_that_can_be(keys: Keys, user: str) -> None:
+    with pytest.raises(ConfigurationError, match="is no user"):
+        await keys.create(user, "tenant")
+
+
+async def test_no_secret_is_in_the_database(keys: Keys, store: Store) -> None:
+    key, secret = await keys.create("acme", "tenant")
+    secrets = [secret, await keys.open_session(key.key_id, HOUR), await keys.login_link(key.key_id, HOUR)]
+    async with store.transaction() as connection:
+        rows = [
+            *(await connection.execute(select(keys_table))),
+            *(await connection.execute(select(sessions))),
+        ]
+    assert len(rows) == 3
+    for one in secrets:
+        assert one.rsplit("_", 1)[1] not in str(rows)
+
+
+async def test_a_session_is_its_keys_until_it_is_closed_or_over(keys: Keys) -> None:
+    key, secret = await keys.create("acme", "tenant")
+    cookie, over = await keys.open_session(key.key_id, HOUR), await keys.open_session(key.key_id, -1)
+    assert cookie.startswith("ws_")
+    assert await keys.session(cookie) == key
+    assert await keys.session(over) is None
+    assert await keys.session(secret) is None
+    assert await keys.authenticate(cookie) is None
+    await keys.close_session(cookie)
+    assert await keys.session(cookie) is None
+
+
+async def test_a_session_ends_with_its_key(keys: Keys) -> None:
+    key, _ = await keys.create("acme", "tenant")
+    cookie, link = await keys.open_session(key.key_id, HOUR), await keys.login_link(key.key_id, HOUR)
+    await keys.revoke(key.key_id)
+    assert await keys.session(cookie) is None
+    assert await keys.redeem(link, HOUR) is None
+    assert await keys.session(await keys.open_session(key.key_id, HOUR)) is None
+
+
+async def test_a_login_link_opens_one_session(url: str, keys: Keys) -> None:
+    key, _ = await keys.create("acme", "admin")
+    link, late = await keys.login_link(key.key_id, HOUR), await keys.login_link(key.key_id, -1)
+    assert link.startswith("wl_")
+    assert await keys.session(link) is None
+    async with Store(url) as second:
+        opened = await asyncio.gather(*(one.redeem(link, HOUR) for one in (keys, Keys(second)) * 5))
+    cookies = [cookie for cookie in opened if cookie is not None]
+    assert len(cookies) == 1
+    assert await keys.session(cookies[0]) == key
+    assert await keys.redeem(late, HOUR) is None
+    assert await keys.redeem(cookies[0], HOUR) is None
+
+
+async def test_sessions_that_are_over_are_forgotten(keys: Keys, store: Store) -> None:
+    key, _ = await keys.create("acme", "tenant")
+    for _ in range(3):
+        await keys.open_session(key.key_id, -1)
+    await keys.open_session(key.key_id, HOUR)
+    async with store.transaction() as connection:
+        assert len((await connection.execute(select(sessions))).all()) == 1
+
+
+async def test_the_audit_is_read_from_its_newest_row(store: Store) -> None:
+    audit = Audit(store)
+    for number in range(5):
+        await audit.write("0123456789ab", "acme", "task.cancel", f"task {number}", {"number": number})
+    await audit.write(None, "x" * 300, "key.create", "a\0b", None)
+    rows = await audit.list(3)
+    assert [row.details for row in rows] == [None, {"number": 4}, {"number": 3}]
+    assert (rows[0].actor_key_id, len(rows[0].user_id), rows[0].subject) == (None, 255, "a\\x00b")
+    assert [row.subject for row in await audit.list(10, before=rows[-1].audit_id)] == [
+        "task 2",
+        "task 1",
+        "task 0",
+    ]
+
+
+async def test_a_store_of_the_version_before_is_brought_up(tmp_path: Path) -> None:
+    """With rows in it: the indexes are made anew over them."""
+    from alembic import command
+    from sqlalchemy import Connection, text
+
+    from warren.store import _alembic
+
+    def back(connection: Connection) -> None:
+        command.downgrade(_alembic(connection), "0003")
+
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    row = (
+        "INSERT INTO tasks (task_id, life, agent_type, user_id, status, fence, crashes, attempts, updated_at)"
+    )
+    async with Store(url) as store, store.transaction() as connection:
+        await connection.run_sync(back)
+        await connection.execute(text(f"{row} VALUES ('a', '', 'greet', 'acme', 'running', 0, 0, 0, 1)"))
+    async with Store(url) as store:
+        assert not await Keys(store).any_valid()
