@@ -11,8 +11,10 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from warren.gateway import probes
+from warren.gateway import agents, dead_letters, keys, probes, schedules, sessions, streams, tasks
+from warren.gateway.auth import Gatekeeper, Guests
 from warren.gateway.backend import Backend
+from warren.gateway.limits import Buckets
 from warren.gateway.problems import Problem, answer
 from warren.gateway.walls import LOOPBACK_NAMES, Answers, Bodies, Hosts
 
@@ -41,9 +43,11 @@ def create_app(backend: Backend, *, is_local: bool) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.backend = backend
+    app.state.guests = Guests(backend.keys)
     for error in (HTTPException, RequestValidationError):
         app.add_exception_handler(error, answer)
-    app.include_router(probes.router)
+    for topic in (probes, sessions, tasks, streams, agents, dead_letters, schedules, keys):
+        app.include_router(topic.router)
     _wrap(app, backend, is_local=is_local)
     _describe(app)
     return app
@@ -54,6 +58,11 @@ def _wrap(app: FastAPI, backend: Backend, *, is_local: bool) -> None:
     settings = backend.settings
     app.add_middleware(
         Bodies, max_bytes=settings.gateway_max_body_bytes, seconds=settings.gateway_body_timeout
+    )
+    app.add_middleware(
+        Gatekeeper,
+        guests=app.state.guests,
+        buckets=Buckets(settings.gateway_rate, settings.gateway_burst),
     )
     if is_local:
         app.add_middleware(Hosts, names=LOOPBACK_NAMES)

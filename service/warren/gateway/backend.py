@@ -10,17 +10,22 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, Literal, Self
 
 import structlog
+from pydantic import JsonValue
 
 from warren.bus import Connection
 from warren.bus_publisher import Publisher
 from warren.errors import ConfigurationError, StoreError
+from warren.gateway.auth import Caller
 from warren.gateway.heard import Heard
 from warren.gateway.replays import Carrier
 from warren.gateway.steering import Steering
 from warren.loops import Loops
 from warren.remembering import Remembering
 from warren.settings import Settings
+from warren.store_admission import Admission
 from warren.store_archive import Archive
+from warren.store_audit import Audit
+from warren.store_keys import Keys
 from warren.topology import Names, topology
 
 log = structlog.get_logger(__name__)
@@ -45,7 +50,12 @@ class Backend:
         self._consuming = Connection(settings, url, f"{name} consuming")
         publisher = Publisher(self._publishing)
         self._publisher = publisher
-        self.archive = Archive(self.store)
+        self.archive, self.keys, self.audit = Archive(self.store), Keys(self.store), Audit(self.store)
+        self.admission = Admission(
+            self.store,
+            max_tasks_per_user=settings.max_tasks_per_user,
+            outbox_capacity=settings.outbox_capacity,
+        )
         self.heard = Heard(self._consuming, self.archive, settings)
         self.steering = Steering(remembering.board, publisher, self.names, self.loops)
         self.carrier = Carrier(self.store, settings, self.heard, self.loops)
@@ -84,6 +94,10 @@ class Backend:
                 await self._remembering.drain(DRAIN)
         await self._consuming.close()
         await self._publishing.close()
+
+    async def note(self, caller: Caller, action: str, subject: str, details: JsonValue = None) -> None:
+        """Write down who does what. Before it is done: nothing happens without a row."""
+        await self.audit.write(caller.key_id, caller.user_id, action, subject, details)
 
     async def store_state(self) -> Literal["up", "down"]:
         """Whether the store answers."""
