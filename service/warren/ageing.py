@@ -18,6 +18,7 @@ from warren.execution import Dead
 from warren.failure import Failure
 from warren.settings import Settings
 from warren.settle import Settler
+from warren.tally import Tally
 from warren.topology import Names
 from warren.wire import again, attempts_of, decode, promoted
 from warren_schemas import AGENT_TYPE_PATTERN, Reason, Task
@@ -38,7 +39,9 @@ class Ageing:
         settler: Settler,
         settings: Settings,
         declare: Callable[[], Awaitable[None]],
+        tally: Tally,
     ) -> None:
+        self._tally = tally
         self._settler, self._settings, self._declare = settler, settings, declare
         self._names = Names(settings.namespace)
         self._consumer = Consumer(connection, self._names.ageing, self._on_delivery, declare)
@@ -74,6 +77,7 @@ class Ageing:
         except InvalidTask as error:
             agent_type = self._agent_type_of(delivery)
             await self._settler.settle_invalid(agent_type, _dead("invalid", delivery, str(error)), delivery)
+            self._tally.of(agent_type).totals.dead += 1
             return
         if task.expires_at is not None and task.expires_at <= datetime.now(UTC):
             await self._bury(task, delivery, "expired", f"expired at {task.expires_at.isoformat()}")
@@ -107,11 +111,13 @@ class Ageing:
                 return
             else:
                 self._settler.tell(task, "promoted", {"priority": priority})
+                self._tally.of(task.agent_type).totals.promoted += 1
                 delivery.ack()
                 return
 
     async def _bury(self, task: Task, delivery: Delivery, reason: Reason, message: str) -> None:
         await self._settler.settle(task, _dead(reason, delivery, message), [delivery])
+        self._tally.of(task.agent_type).totals.dead += 1
 
     def _agent_type_of(self, delivery: Delivery) -> str:
         """The agent type of a message that cannot be read: from the queue that it died in."""

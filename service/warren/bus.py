@@ -135,6 +135,7 @@ class Connection:
         self._closing = False
         self._opened_at = 0.0
         self._short_lives = 0
+        self.reconnects = -1  # the first connect is none
         self._server_properties: dict[str, Any] = {}
         self._profile: Profile = "classic"
 
@@ -166,6 +167,7 @@ class Connection:
             await outer.close()  # also one that never connected: its destructor would make noise
             raise
         self._opened_at = asyncio.get_running_loop().time()
+        self.reconnects += 1
         self._ready.set()
 
     async def _open(self, outer: aio_pika.Connection) -> None:

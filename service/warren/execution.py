@@ -23,6 +23,7 @@ from warren.breaker import Permit, Valve
 from warren.context import Context
 from warren.errors import FenceLost, Reject, RetryAfter, WarrenError
 from warren.failure import Failure, what_does_not_fit
+from warren.histogram import Times
 from warren.loops import is_cancelled
 from warren.pool import Pool
 from warren.settings import Settings
@@ -127,7 +128,7 @@ class Execution:
     `attempts` starts with the attempts that the task has already used up. `on_retry(attempts, error,
     seconds)` is told before each wait. `can_wait_outside` says that there is a store: waits over `hold_limit`
     are spent there. `attempting` is true while an agent runs: otherwise the task only waits, perhaps for an
-    agent of the pool, and may be cancelled at shutdown at once.
+    agent of the pool, and may be cancelled at shutdown at once. `times` takes what the attempts took.
     """
 
     task: Task
@@ -140,6 +141,7 @@ class Execution:
     on_retry: Callable[[int, Failure, float], None]
     can_wait_outside: bool = False
     attempting: bool = False
+    times: Times = field(default_factory=Times)
     _attempts_before: int = field(init=False)
     _first_failed_at: datetime | None = field(default=None, init=False)
     _tried: bool = field(default=False, init=False)
@@ -247,7 +249,8 @@ class Execution:
         seconds = self.task.timeout_s or self.spec.timeout or self.settings.task_timeout
         async with self.pool.lease(self.spec, self.task.user_id) as agent:
             self.attempting = True
-            limit = asyncio.timeout(seconds)
+            self._note_wait()
+            limit, started = asyncio.timeout(seconds), time.perf_counter()
             try:
                 async with limit:
                     value = await agent.run(**arguments)
@@ -255,7 +258,16 @@ class Execution:
                 if limit.expired():
                     raise TimeoutError(f"no result within {seconds:g} s") from error
                 raise
+            finally:
+                self.times.run.observe(time.perf_counter() - started)
             return self._as_json(value)
+
+    def _note_wait(self) -> None:
+        """A task is ready from when it was made, or from when it may run: that wait was asked for."""
+        made = self.task.created_at
+        if self.attempts == 1 and made is not None:
+            ready = made if self.task.not_before is None else max(made, self.task.not_before)
+            self.times.wait.observe(time.time() - ready.timestamp())
 
     def _as_json(self, value: Any) -> bytes:
         adapter = self.spec.result

@@ -16,8 +16,10 @@ from warren.errors import BrokerError
 from warren.events import Events
 from warren.lanes import Lane
 from warren.pool import Pool
-from warren.runs import Runs, Totals
+from warren.runs import Runs
 from warren.settings import Settings
+from warren.store_ledger import Ledger
+from warren.tally import Tally
 from warren.topology import Names
 
 log = structlog.get_logger(__name__)
@@ -35,15 +37,18 @@ class Health:
         worker_id: str,
         lanes: Mapping[str, Lane],
         runs: Runs,
-        totals: Totals,
+        tally: Tally,
         pool: Pool,
         events: Events,
-        connection: Connection,
+        consuming: Connection,
+        publishing: Connection,
+        ledger: Ledger | None,
         settings: Settings,
     ) -> None:
-        self._worker_id, self._lanes, self._runs, self._totals = worker_id, lanes, runs, totals
+        self._worker_id, self._lanes, self._runs, self._tally = worker_id, lanes, runs, tally
         self._pool = pool
-        self._events, self._connection, self._settings = events, connection, settings
+        self._events, self._settings, self._ledger = events, settings, ledger
+        self._connection, self._publishing = consuming, publishing
         self._names = Names(settings.namespace)
         self._full: set[str] = set()
         self._lag = 0.0
@@ -84,10 +89,21 @@ class Health:
             "awaiting_agent": {name: awaiting[name] for name in self._lanes},
             "agents": {name: dict(agents.get(name, {})) for name in self._lanes},
             "breakers": {name: lane.valve.state for name, lane in self._lanes.items()},
-            "totals": self._totals.as_json(),
+            "totals": self._tally.totals.as_json(),
+            "tally": self.tally(),
+            "store_is_up": self._ledger.is_up if self._ledger else None,
             "loop_lag_s": round(self._lag, 4),
             "memory_bytes": _peak_memory(),
         }
+
+    def tally(self) -> dict[str, JsonValue]:
+        """Everything that was counted since the worker started: it only grows."""
+        connections = {"consuming": self._connection, "publishing": self._publishing}
+        counted = self._tally.as_json()
+        counted["reconnects"] = {name: max(0, one.reconnects) for name, one in connections.items()}
+        if self._ledger is not None:
+            counted["commit"] = self._ledger.commits.as_json()
+        return counted
 
     async def _depths(self) -> dict[str, int]:
         """Messages waiting in each task queue; what cannot be asked now is left out."""

@@ -19,11 +19,12 @@ from warren.lanes import Lane, Slots
 from warren.memory import Memory
 from warren.pool import Pool
 from warren.records import begun
-from warren.runs import Run, Runs, Totals
+from warren.runs import Run, Runs
 from warren.settings import Settings
 from warren.settle import Settler
 from warren.store_ledger import Entry, Ledger
 from warren.takeover import Takeover
+from warren.tally import Tally
 from warren.wire import Key, attempts_of, decode, key_of
 from warren_schemas import Task
 
@@ -41,19 +42,19 @@ class Intake:
         worker_id: str,
         settings: Settings,
         runs: Runs,
-        totals: Totals,
+        tally: Tally,
         settler: Settler,
         ledger: Ledger | None,
         is_cancelled: Callable[[UUID], bool],
         pool: Pool,
     ) -> None:
-        self._worker_id, self._settings, self._runs, self._totals = worker_id, settings, runs, totals
+        self._worker_id, self._settings, self._runs, self._tally = worker_id, settings, runs, tally
         self._settler, self._ledger, self._pool = settler, ledger, pool
         self._takeover = Takeover(ledger, settings, is_cancelled) if ledger is not None else None
 
     async def handle(self, lane: Lane, delivery: Delivery) -> None:
         """One delivery from its arrival to its settlement. What goes wrong here is ours, not the agent's."""
-        self._totals.delivered += 1
+        self._tally.of(lane.spec.agent_type).totals.delivered += 1
         try:
             await self._take(lane, delivery)
         except Exception:
@@ -67,8 +68,10 @@ class Intake:
         except InvalidTask as error:
             await self._refuse(lane, delivery, error)
             return
-        key = key_of(task, delivery.headers)
+        key, totals = key_of(task, delivery.headers), self._tally.of(task.agent_type).totals
+        totals.redelivered += delivery.may_be_second_copy
         if await self._runs.adopt(key, delivery):
+            totals.adopted += 1
             lane.valve.pass_by()
             return
         run = self._new_run(key, task, lane, delivery)
@@ -96,6 +99,7 @@ class Intake:
         outcome = await self._settler.settle(
             run.task, run.outcome, run.deliveries, lane.consumer.paused, record
         )
+        self._tally.of(run.task.agent_type).totals.count(outcome)
         self._runs.finish(run, outcome)
 
     def _new_run(self, key: Key, task: Task, lane: Lane, delivery: Delivery) -> Run:
@@ -114,6 +118,7 @@ class Intake:
                 task, memory.run, attempts, failure, seconds
             ),
             can_wait_outside=self._ledger is not None,
+            times=self._tally.of(task.agent_type).times,
         )
         return Run(key, task, [delivery], execution, memory, handler)
 
@@ -139,11 +144,11 @@ class Intake:
         now = datetime.now(UTC)
         failure = Failure.told("InvalidTask", str(error))
         dead = Dead("invalid", failure, attempts_of(delivery.headers), now, now)
-        self._totals.dead += 1
+        self._tally.of(lane.spec.agent_type).totals.dead += 1
         await self._settler.settle_invalid(lane.spec.agent_type, dead, delivery)
 
     def _retrying(self, task: Task, run: Entry, attempts: int, failure: Failure, seconds: float) -> None:
-        self._totals.retried += 1
+        self._tally.of(task.agent_type).totals.retried += 1
         if self._ledger is not None:
             self._ledger.note_attempt(run, attempts, failure.error_type, failure.message)
         self._settler.tell(

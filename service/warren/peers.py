@@ -30,9 +30,11 @@ class Report(BaseModel):
     prefetch: int = 0
     running: dict[str, int] = {}
     waiting: dict[str, int] = {}
+    awaiting_agent: dict[str, int] = {}
     breakers: dict[str, str] = {}
     agents: dict[str, dict[str, int]] = {}
     totals: dict[str, int] = {}
+    store_is_up: bool | None = None
     loop_lag_s: float = 0
     memory_bytes: int = 0
 

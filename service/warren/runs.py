@@ -5,25 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
 import structlog
-from pydantic import JsonValue
 
 from warren.bus_delivery import Delivery
-from warren.execution import (
-    Cancelled,
-    Dead,
-    Execution,
-    Outcome,
-    Released,
-    RetryLater,
-    Stale,
-    Succeeded,
-    Superseded,
-)
+from warren.execution import Cancelled, Dead, Execution, Outcome, Succeeded
 from warren.memory import Memory
 from warren.wire import Key, dispatch_of
 from warren_schemas import Task
@@ -33,45 +22,6 @@ log = structlog.get_logger(__name__)
 # Finished tasks that are remembered, to recognise one that is delivered again because its
 # acknowledgement was lost. Many times what can be unacknowledged at once.
 REMEMBERED: Final = 20_000
-
-
-@dataclass(slots=True)
-class Totals:
-    """Counts since the worker started."""
-
-    delivered: int = 0
-    redelivered: int = 0
-    adopted: int = 0
-    succeeded: int = 0
-    retried: int = 0
-    dead: int = 0
-    cancelled: int = 0
-    released: int = 0
-    postponed: int = 0
-    superseded: int = 0
-    stale: int = 0
-
-    def count(self, outcome: Outcome) -> None:
-        """Count an outcome that was settled."""
-        match outcome:
-            case Succeeded():
-                self.succeeded += 1
-            case Dead():
-                self.dead += 1
-            case Cancelled():
-                self.cancelled += 1
-            case Released():
-                self.released += 1
-            case RetryLater():
-                self.postponed += 1
-            case Superseded():
-                self.superseded += 1
-            case Stale():
-                self.stale += 1
-
-    def as_json(self) -> dict[str, JsonValue]:
-        """The counts by name."""
-        return asdict(self)
 
 
 @dataclass(slots=True, eq=False)
@@ -109,8 +59,7 @@ class Run:
 class Runs:
     """What a worker knows of its own tasks, so that a second copy of one does not run beside it."""
 
-    def __init__(self, totals: Totals) -> None:
-        self._totals = totals
+    def __init__(self) -> None:
         self._running: dict[Key, Run] = {}
         self._finished: OrderedDict[Key, None] = OrderedDict()
 
@@ -135,7 +84,6 @@ class Runs:
 
     def finish(self, run: Run, outcome: Outcome) -> None:
         """Remember a task that was settled for good; others come again."""
-        self._totals.count(outcome)
         if not isinstance(outcome, Succeeded | Dead | Cancelled):
             return
         self._finished[run.key] = None
@@ -149,12 +97,9 @@ class Runs:
         that is being settled has to wait: a released task is published anew, and the copy may be that. So has
         a later dispatch of the relay: should the run turn out to be stale, that is the only message.
         """
-        if delivery.may_be_second_copy:
-            self._totals.redelivered += 1
         while (run := self._running.get(key)) is not None:
             if run.outcome is None and dispatch_of(delivery.headers) <= run.dispatch:
                 run.deliveries.append(delivery)
-                self._totals.adopted += 1
                 log.info("task.adopted", task_id=str(key.task_id), redelivered=delivery.redelivered)
                 return True
             await run.settled.wait()
@@ -163,7 +108,6 @@ class Runs:
             delivery.may_be_second_copy or delivery.properties.reply_to is None
         ):
             return False
-        self._totals.adopted += 1
         log.info("task.finished_before", task_id=str(key.task_id))
         delivery.ack()
         return True

@@ -20,6 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from warren.errors import FenceLost, StoreUnavailable
+from warren.histogram import Histogram
 from warren.store import Store
 from warren.store_finish import Entry, Postgresql, Sqlite
 from warren.store_schema import FINAL, LARGEST, RELEASED, RUNNING, attempts, fitting, steps, tasks
@@ -58,7 +59,7 @@ class Ledger:
     """Writes and reads the ledger for one worker.
 
     Whatever it is asked waits while the store is away; `on_change(up, reason)` tells when that begins and
-    ends, and `is_up` says which it is.
+    ends, and `is_up` says which it is. `commits` takes how long the groups of ends took to be durable.
     """
 
     def __init__(self, store: Store, worker_id: str, on_change: Callable[[bool, str], None]) -> None:
@@ -69,6 +70,7 @@ class Ledger:
         self._attempts: list[dict[str, Any]] = []
         self._wake = asyncio.Event()
         self.is_up = True
+        self.commits = Histogram()
 
     # -- the end of a run ---------------------------------------------------------------------------------
 
@@ -107,10 +109,16 @@ class Ledger:
             group = self._next_group()
             if group:
                 entries = [entry for entry, _ in group]
-                won = await self._patiently(lambda: self._group.write(entries))  # noqa: B023
+                won = await self._patiently(lambda: self._write(entries))  # noqa: B023
                 for (_, written), has_won in zip(group, won, strict=True):
                     if not written.done():
                         written.set_result(has_won)
+
+    async def _write(self, entries: list[Entry]) -> list[bool]:
+        started = time.perf_counter()
+        won = await self._group.write(entries)
+        self.commits.observe(time.perf_counter() - started)
+        return won
 
     def _next_group(self) -> list[tuple[Entry, asyncio.Future[bool]]]:
         """The next entries, each task once: a row cannot be changed twice by one statement."""

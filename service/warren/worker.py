@@ -29,11 +29,12 @@ from warren.lanes import Lane, Slots
 from warren.loops import Loops
 from warren.pool import Pool
 from warren.remembering import Remembering
-from warren.runs import Runs, Totals
+from warren.runs import Runs
 from warren.scheduler import warn_of_the_unscheduled
 from warren.settings import Settings
 from warren.settle import Settler
 from warren.sharing import Sharing
+from warren.tally import Tally, Totals
 from warren.topology import Names, topology
 
 log = structlog.get_logger(__name__)
@@ -53,7 +54,7 @@ class Worker:
     def __init__(self, app: Warren, settings: Settings, url: str) -> None:
         self.worker_id = f"{_host()}-{os.getpid()}-{secrets.token_hex(3)}"
         self.settings = settings
-        self.totals = Totals()
+        self._tally = Tally()
         self._shares = shares(list(app.agents.values()), settings.prefetch)
         self._app = app
         self._names = Names(settings.namespace)
@@ -61,7 +62,7 @@ class Worker:
         self._publishing = Connection(settings, url, f"{self.worker_id} publishing")
         self._publisher = Publisher(self._publishing)
         self.lanes: dict[str, Lane] = {}
-        self._runs = Runs(self.totals)
+        self._runs = Runs()
         self._handlers: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -90,7 +91,7 @@ class Worker:
             self.worker_id,
             self.settings,
             self._runs,
-            self.totals,
+            self._tally,
             settler,
             ledger,
             control.is_cancelled,
@@ -99,10 +100,10 @@ class Worker:
         self.lanes.update((name, self._lane(spec)) for name, spec in self._app.agents.items())
         with suppress(StoreUnavailable):  # it was there just now; the control loop tries again
             await control.catch_up()
-        ageing = Ageing(self._consuming, settler, self.settings, self._declare)
+        ageing = Ageing(self._consuming, settler, self.settings, self._declare, self._tally)
         self._health = health = Health(
-            self.worker_id, self.lanes, self._runs, self.totals, self.pool, self._events, self._consuming,
-            self.settings,
+            self.worker_id, self.lanes, self._runs, self._tally, self.pool, self._events, self._consuming,
+            self._publishing, ledger, self.settings,
         )  # fmt: skip
         fleet = self._fleet = Fleet(self.worker_id, self.lanes, self._events, self._consuming, self.settings)
         await self._connect_at_once()
@@ -137,13 +138,18 @@ class Worker:
             finally:
                 await self._drain(ageing, remembering)
                 await self.pool.close()
-                await self._say_goodbye()
+                await self._say_goodbye(health)
         await self._close()
 
     @property
     def running(self) -> int:
         """Tasks in this worker now."""
         return len(self._runs)
+
+    @property
+    def totals(self) -> Totals:
+        """What was counted since the start, over all agent types."""
+        return self._tally.totals
 
     @property
     def peers(self) -> int:
@@ -246,8 +252,9 @@ class Worker:
         while self._handlers:
             await asyncio.wait(tuple(self._handlers))
 
-    async def _say_goodbye(self) -> None:
-        self._events.tell("worker", self.worker_id, "stopped", details=self.totals.as_json())
+    async def _say_goodbye(self, health: Health) -> None:
+        details = self.totals.as_json() | {"tally": health.tally()}
+        self._events.tell("worker", self.worker_id, "stopped", details=details)
         try:
             async with asyncio.timeout(LAST_WORDS):
                 await self._events.flushed()

@@ -22,7 +22,7 @@ from warren.execution import Outcome
 from warren.memory import Memory
 from warren.records import begun
 from warren.relay import Relay
-from warren.runs import Run, Runs, Totals
+from warren.runs import Run, Runs
 from warren.settings import Settings
 from warren.settle import Settler
 from warren.store import Store
@@ -156,7 +156,7 @@ class ModelWorker:
 
     def _start(self) -> None:
         publisher, events = cast("Any", self), cast("Any", SimpleNamespace(tell=lambda *_, **__: None))
-        self.runs, self.channel = Runs(Totals()), Channel(self._broker)
+        self.runs, self.channel = Runs(), Channel(self._broker)
         self._takeover = Takeover(self.ledger, SETTINGS, lambda _: False)
         self._settler = Settler(publisher, events, SETTINGS, self.name, _no_declare, self.ledger)
         self._outbox = Outbox(self.ledger)

@@ -18,17 +18,18 @@ SERVICE: Final = Path(warren.__file__).parent
 
 # From the bottom to the top. A module may import from its own layer and from those below it.
 LAYERS: Final = {
-    "leaves": ("errors", "settings", "loops", "failure", "threads", "cron"),
+    "leaves": ("errors", "settings", "loops", "failure", "threads", "cron", "histogram", "tracing"),
     "adapters": ("topology", "bus", "bus_*", "broker", "broker_*", "store", "store_*"),
     "engine": (
         "context", "agent", "agents", "breaker", "execution", "wire", "events", "settle", "lanes", "runs",
         "relay", "sharing", "control", "health", "ageing", "dead_letters", "memory", "records", "takeover",
         "pool", "pool_*", "intake", "scheduler", "desk", "replay", "replay_edit", "peers", "fleet",
         "overview", "remembering", "worker", "command_agent", "command_process", "http_agent",
+        "tally", "fleet_totals", "lookout",
     ),
     "edges": (
         "__init__", "client", "client_*", "runtime", "agents_file", "asyncapi", "schemas", "cli", "cli_*",
-        "demo", "demo_*", "testing", "gateway", "gateway.*",
+        "demo", "demo_*", "testing", "metrics", "metrics_*", "gateway", "gateway.*",
     ),
 }  # fmt: skip
 LOWEST_FIRST: Final = list(LAYERS)
@@ -40,7 +41,9 @@ RESERVED: Final = {
     "croniter": ("cron",),
     "fastapi": ("gateway.*",),
     "httpx": ("http_agent",),
+    "opentelemetry": ("tracing",),
     "pamqp": ("bus", "bus_*"),
+    "prometheus_client": ("metrics", "metrics_*"),
     "pydantic_settings": ("settings",),
     "sqlalchemy": ("store", "store_*"),
     "sse_starlette": ("gateway.*",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, Literal, Self
@@ -19,6 +20,7 @@ from warren.gateway.auth import Caller
 from warren.gateway.heard import Heard
 from warren.gateway.replays import Carrier
 from warren.gateway.steering import Steering
+from warren.lookout import Sight, look_around
 from warren.loops import Loops
 from warren.remembering import Remembering
 from warren.settings import Settings
@@ -31,6 +33,7 @@ from warren.topology import Names, topology
 log = structlog.get_logger(__name__)
 
 PROBE: Final = 2.0  # seconds in which the store has to answer to count as there
+SIGHT: Final = 1.0  # seconds for which a look at the queues and the store is good
 DRAIN: Final = 5.0  # seconds that the relay has at the end for what it is publishing
 
 
@@ -56,6 +59,7 @@ class Backend:
             max_tasks_per_user=settings.max_tasks_per_user,
             outbox_capacity=settings.outbox_capacity,
         )
+        self._looking, self._sight, self._seen_at = asyncio.Lock(), Sight(), -SIGHT
         self.heard = Heard(self._consuming, self.archive, settings)
         self.steering = Steering(remembering.board, publisher, self.names, self.loops)
         self.carrier = Carrier(self.store, settings, self.heard, self.loops)
@@ -94,6 +98,15 @@ class Backend:
                 await self._remembering.drain(DRAIN)
         await self._consuming.close()
         await self._publishing.close()
+
+    async def sight(self) -> Sight:
+        """The queues and the store, seen a second ago at most."""
+        async with self._looking:
+            if time.monotonic() - self._seen_at > SIGHT:
+                types = self.heard.metrics.agent_types
+                self._sight = await look_around(self._publishing, self.names, types, self.store)
+                self._seen_at = time.monotonic()
+            return self._sight
 
     async def note(self, caller: Caller, action: str, subject: str, details: JsonValue = None) -> None:
         """Write down who does what. Before it is done: nothing happens without a row."""

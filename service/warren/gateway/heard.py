@@ -20,7 +20,8 @@ from warren.bus import Connection
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.errors import BrokerUnavailable, StoreUnavailable
-from warren.peers import Peers
+from warren.metrics import Metrics
+from warren.overview import Overview, overview
 from warren.settings import Settings
 from warren.store_archive import Archive
 from warren.topology import Binding, Exchange, Names, Queue, Topology
@@ -71,7 +72,7 @@ class Heard:
     """The fleet's events, taken in once: workers, breakers that open, and tasks that are listened to."""
 
     def __init__(self, connection: Connection, archive: Archive, settings: Settings) -> None:
-        self.peers = Peers(settings.heartbeat_interval)
+        self.metrics = Metrics(settings)
         self._connection, self._archive = connection, archive
         self._names, self._most = Names(settings.namespace), settings.gateway_listeners
         self._grace = settings.reconnect_max_delay
@@ -80,6 +81,14 @@ class Heard:
         self._look = asyncio.Event()
         self.listening = 0
         self._consumer = Consumer(connection, self._new_name(), self._on_delivery, self._declare)
+
+    def now(self) -> float:
+        """The clock that workers are heard by."""
+        return asyncio.get_running_loop().time()
+
+    def overview(self) -> Overview:
+        """The fleet, as it is heard."""
+        return overview(self.metrics.peers, self.now())
 
     @property
     def is_full(self) -> bool:
@@ -159,7 +168,7 @@ class Heard:
             return
         match event.kind:
             case "worker":
-                self.peers.take(event, asyncio.get_running_loop().time())
+                self.metrics.take(event, self.now())
             case "breaker":
                 for alarms in self._alarms:
                     with suppress(asyncio.QueueFull):
@@ -189,7 +198,7 @@ class Heard:
         await self._connection.declare(
             Topology((Exchange(events, "topic"),), (Queue(name, exclusive=True),), bindings)
         )
-        self.peers.excuse(asyncio.get_running_loop().time() + self._grace)
+        self.metrics.excuse(self.now() + self._grace)
 
     def _new_name(self) -> str:
         return f"{self._names.namespace}.gateway.{uuid4().hex}"

@@ -19,6 +19,7 @@ API: Final = "/api/v1"
 RULES: Final[Mapping[tuple[str, str], Need]] = {
     ("GET", "/healthz"): "nobody",
     ("GET", "/readyz"): "nobody",
+    ("GET", "/metrics"): "operator",
     ("GET", "/login"): "nobody",
     ("GET", f"{API}/openapi.json"): "nobody",
     ("HEAD", f"{API}/openapi.json"): "nobody",

@@ -1,0 +1,86 @@
+"""How long things take, counted into fixed buckets. Plain integers: a task pays a microsecond for it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Final
+
+from pydantic import JsonValue
+
+# Upper bounds in seconds, each included in its bucket; one more bucket takes the rest. From a commit to an
+# agent that works for an hour.
+BOUNDS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+    600.0, 1800.0, 3600.0,
+)  # fmt: skip
+REST: Final = "+Inf"
+LABELS: Final = (*(f"{bound:g}" for bound in BOUNDS), REST)
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Seconds that were observed: how many in each bucket, and their sum."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * len(LABELS))
+    sum: float = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one. What two clocks make negative counts as nothing."""
+        seconds = max(0.0, seconds)
+        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        self.sum += seconds
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """The buckets that hold something, by their upper bound, and the sum."""
+        buckets: dict[str, JsonValue] = {
+            label: count for label, count in zip(LABELS, self.counts, strict=True) if count
+        }
+        return {"buckets": buckets, "sum_s": round(self.sum, 6)}
+
+
+@dataclass(slots=True)
+class Times:
+    """The times of one agent type in one worker.
+
+    `run` is one attempt, from the agent's call to its end, whatever that is. `wait` is how long a task stood
+    ready before its first attempt; those that do not say when they were made are left out.
+    """
+
+    run: Histogram = field(default_factory=Histogram)
+    wait: Histogram = field(default_factory=Histogram)
+
+
+def label_for(bound: str) -> str:
+    """The bucket of ours that holds everything of a bucket with this upper bound.
+
+    Another version of Warren may count into others. Raises ValueError for what is no bound.
+    """
+    return bound if bound in LABELS else LABELS[bisect_left(BOUNDS, float(bound))]
+
+
+def cumulative(buckets: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Each upper bound with the number of observations up to it, as Prometheus has them."""
+    counts = accumulate(buckets.get(label, 0) for label in LABELS)
+    return list(zip(LABELS, counts, strict=True))
+
+
+def quantile(part: float, buckets: Mapping[str, float]) -> float | None:
+    """Estimate the seconds below which this part (0.5: half) of the observations lies; None without any.
+
+    Evenly spread within its bucket, as `histogram_quantile` of Prometheus assumes; what lies above the last
+    bound is told as that bound.
+    """
+    counts: Sequence[float] = [count for _, count in cumulative(buckets)]
+    rank = part * counts[-1]
+    if not counts[-1]:
+        return None
+    index = bisect_left(counts, rank)
+    while index < len(BOUNDS) and counts[index] == 0:  # a rank of nothing lies where the first one is
+        index += 1
+    if index >= len(BOUNDS):
+        return BOUNDS[-1]
+    below, lower = (counts[index - 1], BOUNDS[index - 1]) if index else (0.0, 0.0)
+    return lower + (BOUNDS[index] - lower) * (rank - below) / (counts[index] - below)
