@@ -19,7 +19,8 @@ from warren.errors import ConfigurationError, WarrenError
 from warren.failure import what_does_not_fit
 from warren.settings import Settings
 from warren.store import Store
-from warren.store_schedules import Schedule, Schedules, body_of, task_of
+from warren.store_outbox import body_of
+from warren.store_schedules import Schedule, Schedules, task_of
 from warren_schemas import AGENT_TYPE_PATTERN, Priority
 
 cli = typer.Typer(

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from warren.store import Store
 from warren.store_ledger import Entry, Ledger
 from warren.store_schema import PUBLISHED, SCHEDULED, tasks
+from warren_schemas import Task
 
 LEASE: Final = 60.0  # seconds that one publication may take before somebody else tries
 
@@ -57,6 +58,25 @@ class Due:
     attempts: int
     dispatch: int
     parcel: Parcel
+
+
+def waiting_row(
+    task_id: UUID,
+    agent_type: str,
+    user_id: str,
+    parcel: Parcel,
+    now: float,
+    *,
+    due_at: float | None = None,
+    key: str | None = None,
+) -> dict[str, Any]:
+    """A row of `tasks` for a new task that the relay publishes at `due_at`, or at once."""
+    return {
+        "task_id": task_id, "life": "", "agent_type": agent_type, "user_id": user_id,
+        "status": SCHEDULED, "fence": 0, "crashes": 0, "attempts": 0, "dispatch": 0,
+        "idempotency_key": key, "due_at": now if due_at is None else due_at,
+        "created_at": now, "updated_at": now, **_columns(parcel),
+    }  # fmt: skip
 
 
 class Outbox:
@@ -155,16 +175,10 @@ class Entrance:
         Should a producer vanish, a relay publishes its task when the lease is over.
         """
         now = time.time()
-        new = {
-            "task_id": task_id, "life": "", "agent_type": agent_type, "user_id": user_id,
-            "status": SCHEDULED, "fence": 0, "crashes": 0, "attempts": 0, "dispatch": 1,
-            "idempotency_key": key, "due_at": now, "leased_until": now + LEASE,
-            "created_at": now, "updated_at": now,
-        }  # fmt: skip
+        new = waiting_row(task_id, agent_type, user_id, parcel, now, key=key)
+        new |= {"dispatch": 1, "leased_until": now + LEASE}
         async with self._store.transaction() as connection:
-            written = await connection.execute(
-                self._insert(tasks).values(new | _columns(parcel)).on_conflict_do_nothing()
-            )
+            written = await connection.execute(self._insert(tasks).values(new).on_conflict_do_nothing())
             if written.rowcount:
                 return Due(task_id, "", agent_type, 0, 1, parcel)
             by_key = (tasks.c.user_id == user_id) & (tasks.c.idempotency_key == key)
@@ -187,6 +201,11 @@ class Entrance:
         ours = (tasks.c.task_id == due.task_id) & (tasks.c.dispatch == due.dispatch)
         async with self._store.transaction() as connection:
             await connection.execute(tasks.delete().where(ours, tasks.c.status == SCHEDULED))
+
+
+def body_of(task: Task) -> bytes:
+    """The body of its message."""
+    return task.model_dump_json(exclude_defaults=True).encode()
 
 
 async def _mark_published(connection: AsyncConnection, sent: Sequence[Due]) -> None:

@@ -23,7 +23,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from warren import cron
 from warren.errors import ConfigurationError
 from warren.store import Store
-from warren.store_schema import SCHEDULED, schedules, tasks
+from warren.store_outbox import Parcel, body_of, waiting_row
+from warren.store_schema import schedules, tasks
 from warren_schemas import AMQP_PRIORITY, Priority, Task
 
 log = structlog.get_logger(__name__)
@@ -208,7 +209,9 @@ class Schedules:
         if moved is None:
             return []
         task = task_of(moved, tick)
-        new = self._insert(tasks).values(_waiting(task, now)).on_conflict_do_nothing()
+        parcel = Parcel(body_of(task), b"{}", AMQP_PRIORITY[task.priority])
+        waiting = waiting_row(task.task_id, task.agent_type, task.user_id, parcel, now)
+        new = self._insert(tasks).values(waiting).on_conflict_do_nothing()
         if (await connection.execute(new.returning(tasks.c.task_id))).one_or_none() is None:
             return []
         return [Fired(row["name"], task.agent_type, tick, task.task_id)]
@@ -258,32 +261,6 @@ def task_of(schedule: Schedule, tick: float) -> Task:
     )
 
 
-def body_of(task: Task) -> bytes:
-    """The body of its message."""
-    return task.model_dump_json(exclude_defaults=True).encode()
-
-
 def _schedule(returned: CursorResult[Any]) -> Schedule | None:
     row = returned.mappings().one_or_none()
     return None if row is None else Schedule(**row)
-
-
-def _waiting(task: Task, now: float) -> dict[str, Any]:
-    """A row of `tasks` that the relay publishes at once."""
-    return {
-        "task_id": task.task_id,
-        "life": "",
-        "agent_type": task.agent_type,
-        "user_id": task.user_id,
-        "status": SCHEDULED,
-        "fence": 0,
-        "crashes": 0,
-        "attempts": 0,
-        "dispatch": 0,
-        "created_at": now,
-        "updated_at": now,
-        "due_at": now,
-        "body": body_of(task),
-        "headers": b"{}",
-        "priority": AMQP_PRIORITY[task.priority],
-    }

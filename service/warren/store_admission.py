@@ -1,0 +1,250 @@
+"""The front door's way into the outbox: tasks are let in as rows, within the quotas of their users.
+
+Quotas count the rows that have not ended, in the transaction that adds to them, so a slot is free again
+however its task ends. That is exact: whoever lets in tasks of the same user waits for the others, on
+PostgreSQL by an advisory lock, on SQLite because it has one writer. The outbox's capacity is not as exact:
+on PostgreSQL users that enter at the same moment do not see each other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final, Self, TypeAlias
+from uuid import UUID
+
+from pydantic_core import to_json
+from sqlalchemy import ARRAY, BigInteger, and_, bindparam, func, select, tuple_
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from warren.store import Store
+from warren.store_outbox import Parcel, body_of, waiting_row
+from warren.store_schema import SCHEDULED, fitting, tasks
+from warren_schemas import AMQP_PRIORITY, Task
+
+TRACEPARENT: Final = "traceparent"
+"""The header of the trace that a task belongs to (W3C Trace Context)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A task that asks to be let in; `due_at` (seconds since the epoch) is None for one that is due now."""
+
+    task_id: UUID
+    agent_type: str
+    user_id: str
+    parcel: Parcel
+    due_at: float | None = None
+    idempotency_key: str | None = None
+
+    @classmethod
+    def of(cls, task: Task, *, traceparent: str | None = None) -> Self:
+        """What is asked for a task: it waits until its `not_before`."""
+        headers = {} if traceparent is None else {TRACEPARENT: traceparent}
+        return cls(
+            task_id=task.task_id,
+            agent_type=task.agent_type,
+            user_id=task.user_id,
+            parcel=Parcel(body_of(task), to_json(headers), AMQP_PRIORITY[task.priority]),
+            due_at=None if task.not_before is None else task.not_before.timestamp(),
+            idempotency_key=task.idempotency_key,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """It is durable. `existed`: the user's idempotency key was used before, and this is the task it made."""
+
+    task_id: UUID
+    existed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """There is a task of this id already."""
+
+    task_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaExceeded:
+    """The user has as many unfinished tasks as it may."""
+
+    limit: int
+    unfinished: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxFull:
+    """As many tasks as there may be are due and wait to be published."""
+
+    capacity: int
+    waiting: int
+
+
+Answer: TypeAlias = Admitted | Conflict | QuotaExceeded | OutboxFull
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the database says, and what has been let in since it was asked."""
+
+    task_ids: set[UUID]
+    by_key: dict[tuple[str, str], UUID]
+    unfinished: Counter[str]
+    waiting: int
+    new: list[NewTask] = field(default_factory=list)
+
+    def let_in(self, entry: NewTask, *, is_due: bool) -> None:
+        """Count a task in."""
+        self.new.append(entry)
+        self.task_ids.add(entry.task_id)
+        self.unfinished[entry.user_id] += 1
+        self.waiting += is_due
+        if entry.idempotency_key is not None:
+            self.by_key[entry.user_id, entry.idempotency_key] = entry.task_id
+
+
+class Admission:
+    """Lets tasks in, at most so many unfinished ones of a user, and so many in the outbox."""
+
+    def __init__(self, store: Store, *, max_tasks_per_user: int, outbox_capacity: int) -> None:
+        self._store = store
+        self._limit, self._capacity = max_tasks_per_user, outbox_capacity
+        self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
+
+    async def admit(self, entries: Sequence[NewTask]) -> list[Answer]:
+        """Let tasks in, in one transaction: an answer for each, in order. Durable when it returns.
+
+        Raises StoreUnavailable when the database is away; then none is let in.
+        """
+        fitted = [_fitted(entry) for entry in entries]
+        answers: dict[int, Answer] = {}
+        async with self._store.transaction() as connection:
+            await self._lock(connection, {entry.user_id for entry in fitted})
+            while open_ones := [number for number in range(len(fitted)) if number not in answers]:
+                asking = [fitted[number] for number in open_ones]
+                now = time.time()
+                known = await self._known(connection, asking, now)
+                decided = [self._decide(entry, known, now) for entry in asking]
+                made = await self._write(connection, known.new, now)
+                # Another producer has made some of these just now, without our lock: look again.
+                overtaken = {entry.task_id for entry in known.new} - made
+                answers |= {
+                    number: answer
+                    for number, answer in zip(open_ones, decided, strict=True)
+                    if not (isinstance(answer, Admitted) and answer.task_id in overtaken)
+                }
+        return [answers[number] for number in range(len(fitted))]
+
+    def _decide(self, entry: NewTask, known: _Known, now: float) -> Answer:
+        if entry.idempotency_key is not None:
+            first = known.by_key.get((entry.user_id, entry.idempotency_key))
+            if first is not None:
+                return Admitted(first, existed=True)
+        if entry.task_id in known.task_ids:
+            return Conflict(entry.task_id)
+        if (unfinished := known.unfinished[entry.user_id]) >= self._limit:
+            return QuotaExceeded(self._limit, unfinished)
+        is_due = entry.due_at is None or entry.due_at <= now
+        if is_due and known.waiting >= self._capacity:
+            return OutboxFull(self._capacity, known.waiting)
+        known.let_in(entry, is_due=is_due)
+        return Admitted(entry.task_id)
+
+    async def _lock(self, connection: AsyncConnection, users: Collection[str]) -> None:
+        """PostgreSQL: from here on nobody else lets tasks of these users in, until the transaction ends."""
+        if self._store.is_sqlite:
+            return
+        # In their order, so that two that let in tasks of the same users do not wait for each other.
+        numbers = bindparam("numbers", sorted(map(_lock_number, users)), type_=ARRAY(BigInteger))
+        number = func.unnest(numbers).column_valued("number")
+        await connection.execute(select(func.pg_advisory_xact_lock(number)))
+
+    async def _known(self, connection: AsyncConnection, entries: Sequence[NewTask], now: float) -> _Known:
+        ids = select(tasks.c.task_id).where(tasks.c.task_id.in_([entry.task_id for entry in entries]))
+        unfinished = (
+            select(tasks.c.user_id, func.count())
+            .where(tasks.c.user_id.in_({entry.user_id for entry in entries}), tasks.c.finished_at.is_(None))
+            .group_by(tasks.c.user_id)
+        )
+        # Not those of tomorrow: they take nobody's room. And not more than matter.
+        due = select(tasks.c.task_id).where(tasks.c.due_at <= now).limit(self._capacity)
+        waiting = select(func.count()).select_from(due.subquery())
+        return _Known(
+            task_ids=set((await connection.execute(ids)).scalars()),
+            by_key=await _by_key(connection, entries),
+            unfinished=Counter({user_id: count for user_id, count in await connection.execute(unfinished)}),  # noqa: C416
+            waiting=int((await connection.execute(waiting)).scalar_one()),
+        )
+
+    async def _write(self, connection: AsyncConnection, new: Sequence[NewTask], now: float) -> set[UUID]:
+        """Insert the rows; gives those that have been."""
+        if not new:
+            return set()
+        statement = self._insert(tasks).on_conflict_do_nothing().returning(tasks.c.task_id)
+        return set((await connection.execute(statement, [_row(entry, now) for entry in new])).scalars())
+
+
+async def _by_key(connection: AsyncConnection, entries: Sequence[NewTask]) -> dict[tuple[str, str], UUID]:
+    """The tasks that have the idempotency keys of these already."""
+    wanted = {
+        (entry.user_id, entry.idempotency_key) for entry in entries if entry.idempotency_key is not None
+    }
+    if not wanted:
+        return {}
+    key = tuple_(tasks.c.user_id, tasks.c.idempotency_key)
+    query = select(
+        tasks.c.user_id, tasks.c.idempotency_key, tasks.c.task_id, tasks.c.status, tasks.c.dispatch
+    ).where(key.in_(list(wanted)), tasks.c.idempotency_key.is_not(None))
+    rows = (await connection.execute(query)).all()
+    may_go = {row.task_id for row in rows if row.status == SCHEDULED and row.dispatch == 1}
+    gone = may_go - await _keep(connection, may_go)
+    return {(row.user_id, row.idempotency_key): row.task_id for row in rows if row.task_id not in gone}
+
+
+async def _keep(connection: AsyncConnection, task_ids: Collection[UUID]) -> set[UUID]:
+    """Have the relay publish these, whatever their own producer does: gives those that are still there.
+
+    A producer that publishes a task itself takes it back when the broker refuses it (`Entrance.withdraw`). By
+    then somebody else may have been told that it is let in; so it gets another number, and stays.
+    """
+    if not task_ids:
+        return set()
+    still = and_(tasks.c.task_id.in_(task_ids), tasks.c.status == SCHEDULED, tasks.c.dispatch == 1)
+    kept = tasks.update().where(still).values(dispatch=tasks.c.dispatch + 1, leased_until=None)
+    return set((await connection.execute(kept.returning(tasks.c.task_id))).scalars())
+
+
+def _fitted(entry: NewTask) -> NewTask:
+    """With texts as every database takes them."""
+    key = entry.idempotency_key
+    return NewTask(
+        entry.task_id,
+        entry.agent_type,
+        fitting(entry.user_id, tasks.c.user_id),
+        entry.parcel,
+        entry.due_at,
+        None if key is None else fitting(key, tasks.c.idempotency_key),
+    )
+
+
+def _row(entry: NewTask, now: float) -> dict[str, Any]:
+    return waiting_row(
+        entry.task_id,
+        entry.agent_type,
+        entry.user_id,
+        entry.parcel,
+        now,
+        due_at=entry.due_at,
+        key=entry.idempotency_key,
+    )
+
+
+def _lock_number(user_id: str) -> int:
+    """A user's number among PostgreSQL's advisory locks; others of the same database use some of them too."""
+    return int.from_bytes(sha256(f"warren quota {user_id}".encode()).digest()[:8], signed=True)
