@@ -23,7 +23,7 @@ from warren.gateway.rules import RANK, is_known, rule_for
 from warren.store_keys import Key, Keys, Role
 
 COOKIE: Final = "warren_session"
-# Seconds for which a key that was good counts as good. A key that another process revokes works so much longer.
+# Seconds for which a key that was good counts as good: so much longer works one that another process revokes.
 TRUSTED: Final = 2.0
 REMEMBERED: Final = 10_000  # keys and sessions
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -115,7 +115,11 @@ class Gatekeeper:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         cookie = request.cookies.get(COOKIE)
         if scheme:
-            key = await self._guests.key(secret.strip(), is_session=False) if scheme.lower() == "bearer" else None
+            key = (
+                await self._guests.key(secret.strip(), is_session=False)
+                if scheme.lower() == "bearer"
+                else None
+            )
         elif cookie is not None:
             if request.scope["method"] not in SAFE:
                 refuse_other_sites(request)

@@ -47,7 +47,7 @@ class Backend:
     def __init__(self, remembering: Remembering, settings: Settings, url: str, name: str) -> None:
         self.settings, self.names = settings, Names(settings.namespace)
         self.store = remembering.ledger.store
-        self.loops = Loops()
+        self.loops, self._begun = Loops(), asyncio.Event()
         self._remembering = remembering
         self._publishing = Connection(settings, url, f"{name} publishing", self._declare_on)
         self._consuming = Connection(settings, url, f"{name} consuming")
@@ -92,10 +92,12 @@ class Backend:
             self._remembering.start(
                 loops, (), self._publisher, self._publishing, self._consuming, self._declare
             )
+            self._begun.set()
             try:
                 yield
             finally:
-                await self._remembering.drain(DRAIN)
+                if self.broker_state == "up":  # else nothing is under way
+                    await self._remembering.drain(DRAIN)
         await self._consuming.close()
         await self._publishing.close()
 
@@ -121,6 +123,11 @@ class Backend:
             log.warning("gateway.store_down", error=str(error))
             return "down"
         return "up"
+
+    async def watch(self) -> None:
+        """Wait until a loop fails, and raise its error."""
+        await self._begun.wait()
+        await self.loops.watch()
 
     @property
     def broker_state(self) -> Literal["up", "down"]:

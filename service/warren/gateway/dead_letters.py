@@ -19,7 +19,8 @@ from warren.gateway.problems import ProblemError, not_found, problems
 from warren.gateway.rules import API
 from warren.store_dead import DeadIndex, Filter, Position
 from warren.store_replay import Outcomes, Plan, Replay, Replays
-from warren_schemas import AgentType, Reason
+from warren_schemas import Reason
+from warren_schemas.values import AgentType
 
 router = APIRouter(prefix=f"{API}/dead-letters", tags=["dead letters"])
 
@@ -198,8 +199,8 @@ async def groups(backend: TheBackend, asked: Asked, limit: Limit = 50) -> list[G
 async def replay(wanted: ReplayIn, response: Response, backend: TheBackend, caller: TheCaller) -> ReplayView:
     """A few canaries first, then the others at a rate, until the failure comes back or a breaker opens.
 
-    It is carried out in the background; `GET /dead-letters/replays/{replay_id}` tells how far it is. Should the
-    gateway stop meanwhile, it is paused, and can be resumed here or with `warren dead replay --resume`.
+    It is carried out in the background; `GET /dead-letters/replays/{replay_id}` tells how far it is. Should
+    the gateway stop meanwhile, it is paused, and can be resumed here or with `warren dead replay --resume`.
     """
     plan = Plan(
         wanted=wanted.wanted.filter(),
@@ -225,11 +226,16 @@ async def look(replay_id: UUID, backend: TheBackend) -> ReplayView:
 
 
 @router.post(
-    "/replays/{replay_id}/resume", summary="Go on with a replay", status_code=202, responses=problems(404, 409)
+    "/replays/{replay_id}/resume",
+    summary="Go on with a replay",
+    status_code=202,
+    responses=problems(404, 409),
 )
 async def resume(replay_id: UUID, backend: TheBackend, caller: TheCaller) -> ReplayView:
     """One that was paused, that stopped, or whose process was killed, as it was planned."""
     await _found(backend, replay_id)
+    if backend.carrier.carries(str(replay_id)):
+        raise ProblemError(409, f"replay {replay_id} is being carried out right now")
     try:
         going_on = await engine.resumable(backend.store, str(replay_id))
     except ConfigurationError as error:
@@ -258,10 +264,11 @@ async def _found(backend: TheBackend, replay_id: UUID) -> Replay:
 async def _view(backend: TheBackend, replay: Replay) -> ReplayView:
     outcomes: Outcomes = await Replays(backend.store).outcomes(replay.replay_id)
     progress = backend.carrier.progress(replay.replay_id)
-    told: dict[str, Any] = {name: getattr(replay, name) for name in ("replay_id", "status", "reason", "selected")}
+    told: dict[str, Any] = {name: getattr(replay, name) for name in ("replay_id", "reason", "selected")}
     return ReplayView(
         **told,
         **asdict(outcomes),
+        status="running" if backend.carrier.carries(replay.replay_id) else replay.status,
         phase=None if progress is None else progress.phase,
         replayed=outcomes.total,
         left=max(0, replay.selected - outcomes.total),

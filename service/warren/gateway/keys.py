@@ -97,7 +97,9 @@ async def revoke_key(
 async def list_audit(
     backend: TheBackend,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    before: Annotated[int | None, Query(ge=0, le=2**31 - 1, description="The `next` of the last page.")] = None,
+    before: Annotated[
+        int | None, Query(ge=0, le=2**31 - 1, description="The `next` of the last page.")
+    ] = None,
 ) -> AuditPage:
     """Cancelled tasks, replays, discarded letters, pauses and keys, the newest first."""
     rows = await backend.audit.list(limit, before)

@@ -37,5 +37,7 @@ class Buckets:
         return min(self.burst, left + (now - since) * self.rate)
 
     def _throw_away(self, now: float) -> None:
-        self._buckets = {name: kept for name, kept in self._buckets.items() if self._left(name, now) < self.burst}
+        self._buckets = {
+            name: kept for name, kept in self._buckets.items() if self._left(name, now) < self.burst
+        }
         self._sweep_at = max(SWEEP, 2 * len(self._buckets))

@@ -25,10 +25,16 @@ class Carrier:
 
     def __init__(self, store: Store, settings: Settings, heard: Heard, loops: Loops) -> None:
         self._store, self._settings, self._heard, self._loops = store, settings, heard, loops
+        self._carried: set[str] = set()
         self._progress: dict[str, Progress] = {}
+
+    def carries(self, replay_id: str) -> bool:
+        """Whether a replay is being carried out here."""
+        return replay_id in self._carried
 
     def start(self, replay: Replay) -> None:
         """Begin with a replay, or go on with it."""
+        self._carried.add(replay.replay_id)
         self._loops.start(f"replay {replay.replay_id}", self._carry_out(replay))
 
     def progress(self, replay_id: str) -> Progress | None:
@@ -45,6 +51,7 @@ class Carrier:
             log.error("replay.failed", replay_id=replay_id, error=str(error))
         finally:
             self._progress.pop(replay_id, None)
+            self._carried.discard(replay_id)
 
     async def _try(self, replay: Replay) -> bool:
         """Carry it out to its end. False when the store went away meanwhile."""

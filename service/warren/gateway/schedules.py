@@ -15,7 +15,8 @@ from warren.gateway.models import TheBackend, moment, time_of
 from warren.gateway.problems import ProblemError, not_found, problems
 from warren.gateway.rules import API
 from warren.store_schedules import Schedule, Schedules
-from warren_schemas import AGENT_TYPE_PATTERN, AgentType, Priority
+from warren_schemas import AGENT_TYPE_PATTERN, Priority
+from warren_schemas.values import AgentType
 
 router = APIRouter(prefix=f"{API}/schedules", tags=["schedules"])
 
@@ -29,7 +30,9 @@ class ScheduleIn(BaseModel):
         extra="forbid",
         allow_inf_nan=False,
         json_schema_extra={
-            "examples": [{"name": "nightly", "agent_type": "report", "cron": "0 3 * * *", "payload": {"days": 1}}]
+            "examples": [
+                {"name": "nightly", "agent_type": "report", "cron": "0 3 * * *", "payload": {"days": 1}}
+            ]
         },
     )
 

@@ -31,8 +31,8 @@ SEND: Final = 60.0  # seconds that a reader may take for what was sent, before i
 PAUSE: Final = 1.0  # seconds until the store is asked again that was away
 
 _STREAM: Final = {
-    "description": "`status` first, then `progress`, `retrying`, `released`, `promoted` as they happen, and at "
-    "the end `outcome` (a result, as workers answer it). A reader that is slow misses the oldest of what "
+    "description": "`status` first, then `progress`, `retrying`, `released`, `promoted` as they happen, and "
+    "at the end `outcome` (a result, as workers answer it). A reader that is slow misses the oldest of what "
     "happened, never the outcome.",
     "content": {
         "text/event-stream": {
@@ -51,7 +51,7 @@ _STREAM: Final = {
     responses={**problems(404), 200: _STREAM},
 )
 async def follow(task_id: UUID, backend: TheBackend, caller: TheCaller) -> EventSourceResponse:
-    """A stream that ends with the task's outcome. Open it again if it breaks: it begins with how things stand."""
+    """A stream that ends with the task's outcome. Opened again, it begins with how things stand."""
     await find(backend, caller, task_id)
     if backend.heard.is_full:
         raise later(503, "as many streams are open as there may be", kind="too-many-streams")

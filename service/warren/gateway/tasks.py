@@ -15,12 +15,13 @@ from warren.client_tasks import make_task
 from warren.errors import ConfigurationError
 from warren.failure import what_does_not_fit
 from warren.gateway.auth import Caller, TheCaller
-from warren.gateway.models import Cursor, Limit, TheBackend, Time, cursor_of, moment, place_of
+from warren.gateway.models import TheBackend, Time
 from warren.gateway.problems import Problem, ProblemError, later, not_found, problems
 from warren.gateway.rules import API
 from warren.store_admission import Admitted, Answer, Conflict, NewTask, OutboxFull, QuotaExceeded
 from warren.store_archive import TaskRecord
-from warren_schemas import AgentType, Priority
+from warren_schemas import Priority
+from warren_schemas.values import AgentType
 
 router = APIRouter(prefix=API, tags=["tasks"])
 
@@ -106,28 +107,6 @@ class TaskView(BaseModel):
     steps: list[dict[str, Any]] = []
 
 
-class TaskSummary(BaseModel):
-    """One task in a list."""
-
-    task_id: UUID
-    agent_type: str
-    user_id: str
-    status: str
-    attempts: int
-    reason: str | None
-    error_type: str | None
-    created_at: datetime | None
-    updated_at: datetime
-    finished_at: datetime | None
-
-
-class TaskPage(BaseModel):
-    """Tasks, the newest first; `next` is the `cursor` of what comes after, null at the end."""
-
-    tasks: list[TaskSummary]
-    next: str | None
-
-
 class CancelledTask(BaseModel):
     """It is cancelled. `before` is how it stood, null where no worker had told yet."""
 
@@ -163,8 +142,8 @@ async def submit(
 ) -> Accepted | AcceptedMany:
     """A 202 means durable: the task is in the store, and is published even if the broker is down now.
 
-    Of a list each task has its own answer; where not one is let in, the request has failed as a whole, with the
-    `errors` of each. `Idempotency-Key` is that of a single task.
+    Of a list each task has its own answer; where not one is let in, the request has failed as a whole, with
+    the `errors` of each. `Idempotency-Key` is that of a single task.
     """
     wanted = _parsed(await request.body())
     trace = traceparent if traceparent and TRACEPARENT.fullmatch(traceparent) else None
@@ -258,7 +237,7 @@ def _told(answer: Answer) -> Accepted | ProblemError:
         case QuotaExceeded(limit, unfinished):
             return later(
                 429,
-                f"the user has {unfinished} unfinished tasks, and may have {limit}: wait until some have ended",
+                f"the user has {unfinished} unfinished tasks, and may have {limit}: wait for some to end",
                 kind="quota-exceeded",
                 title="Too many unfinished tasks",
                 limit=limit,
@@ -276,20 +255,6 @@ def _told(answer: Answer) -> Accepted | ProblemError:
             )
         case Conflict(task_id):
             return ProblemError(409, f"there is a task {task_id} already")
-
-
-@router.get("/tasks", summary="List tasks", responses=problems())
-async def list_tasks(
-    backend: TheBackend,
-    caller: TheCaller,
-    user_id: str | None = None,
-    agent_type: AgentType | None = None,
-    status: str | None = None,
-    limit: Limit = 100,
-    cursor: Cursor = None,
-) -> TaskPage:
-    """Those that have left a trace in the store, the newest first. A tenant sees its own."""
-    raise NotImplementedError
 
 
 @router.get("/tasks/{task_id}", summary="Look at a task", responses=problems(404))
