@@ -40,8 +40,6 @@ def gateway(
     """
     settings = read_settings()
     runtime.configure_logging(settings)
-    if not is_installed():
-        raise ConfigurationError(MISSING)
     url = broker.locate(settings).url
     host = settings.gateway_host if host is None else host
     runtime.run(_serve(settings, url, host, settings.gateway_port if port is None else port))
@@ -65,6 +63,8 @@ async def _serve(settings: Settings, url: str, host: str, port: int) -> None:
 
 @asynccontextmanager
 async def _opened(settings: Settings, url: str, host: str, port: int) -> AsyncIterator[Gateway]:
+    if not is_installed():
+        raise ConfigurationError(MISSING)
     from warren.gateway.server import opened  # noqa: PLC0415 - of the extra
 
     async with opened(settings, url, host, port) as gateway:
@@ -79,8 +79,6 @@ async def beside_a_worker(settings: Settings, url: str) -> AsyncIterator[None]:
     """
     async with AsyncExitStack() as stack:
         try:
-            if not is_installed():
-                raise ConfigurationError(MISSING)
             address = settings.gateway_host, settings.gateway_port
             gateway = await stack.enter_async_context(_opened(settings, url, *address))
         except ConfigurationError as error:

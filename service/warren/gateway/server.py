@@ -76,11 +76,12 @@ class Gateway:
         serving = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="gateway")
         watching = asyncio.create_task(self._backend.watch(), name="gateway loops")
         try:
-            done, _ = await asyncio.wait({serving, watching}, return_when=asyncio.FIRST_COMPLETED)
-            self.stop()
-            await serving
-            if watching in done:
+            await asyncio.wait({serving, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                self.stop()
+                await serving
                 watching.result()
+            await serving
         finally:
             watching.cancel()
 
