@@ -8,11 +8,13 @@ on PostgreSQL users that enter at the same moment do not see each other.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import islice
 from typing import Any, Final, Self, TypeAlias
 from uuid import UUID
 
@@ -21,6 +23,7 @@ from sqlalchemy import ARRAY, BigInteger, and_, bindparam, func, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from warren.errors import StoreError
 from warren.store import Store
 from warren.store_outbox import Parcel, body_of, waiting_row
 from warren.store_schema import SCHEDULED, fitting, tasks
@@ -28,6 +31,7 @@ from warren_schemas import AMQP_PRIORITY, Task
 
 TRACEPARENT: Final = "traceparent"
 """The header of the trace that a task belongs to (W3C Trace Context)."""
+GROUP: Final = 1000  # tasks in one transaction at most, unless one list is longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,22 @@ class _Known:
             self.by_key[entry.user_id, entry.idempotency_key] = entry.task_id
 
 
+class _Request:
+    """Some tasks that ask to be let in together, and the answers that somebody waits for."""
+
+    def __init__(self, entries: Sequence[NewTask]) -> None:
+        self.entries = entries
+        self.answers: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+
+    def succeed(self, answers: list[Answer]) -> None:
+        if not self.answers.done():
+            self.answers.set_result(answers)
+
+    def fail(self, error: Exception) -> None:
+        if not self.answers.done():
+            self.answers.set_exception(error)
+
+
 class Admission:
     """Lets tasks in, at most so many unfinished ones of a user, and so many in the outbox."""
 
@@ -116,30 +136,63 @@ class Admission:
         self._store = store
         self._limit, self._capacity = max_tasks_per_user, outbox_capacity
         self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
+        self._waiting: deque[_Request] = deque()
+        self._writing: asyncio.Task[None] | None = None
 
     async def admit(self, entries: Sequence[NewTask]) -> list[Answer]:
         """Let tasks in, in one transaction: an answer for each, in order. Durable when it returns.
 
-        Raises StoreUnavailable when the database is away; then none is let in.
+        Those who ask while others are let in share the next transaction. Raises StoreUnavailable when the
+        database is away; then none is let in.
         """
-        fitted = [_fitted(entry) for entry in entries]
+        request = _Request([_fitted(entry) for entry in entries])
+        self._waiting.append(request)
+        if self._writing is None or self._writing.done():
+            # In a task of its own: somebody who does not wait any more holds up nobody else.
+            self._writing = asyncio.create_task(self._write_all())
+        return await request.answers
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            group = [self._waiting.popleft()]
+            size = len(group[0].entries)
+            while self._waiting and (size := size + len(self._waiting[0].entries)) <= GROUP:
+                group.append(self._waiting.popleft())
+            await self._answer(group)
+
+    async def _answer(self, group: Sequence[_Request]) -> None:
+        try:
+            answers = iter(await self._admit([entry for request in group for entry in request.entries]))
+        except StoreError as error:
+            for request in group:
+                request.fail(error)
+        except Exception as error:  # noqa: BLE001 - whoever asked for it is told
+            if len(group) == 1:
+                group[0].fail(error)
+                return
+            for request in group:  # one of them is to blame
+                await self._answer([request])
+        else:
+            for request in group:
+                request.succeed(list(islice(answers, len(request.entries))))
+
+    async def _admit(self, entries: Sequence[NewTask]) -> list[Answer]:
         answers: dict[int, Answer] = {}
         async with self._store.transaction() as connection:
-            await self._lock(connection, {entry.user_id for entry in fitted})
-            while open_ones := [number for number in range(len(fitted)) if number not in answers]:
-                asking = [fitted[number] for number in open_ones]
+            await self._lock(connection, {entry.user_id for entry in entries})
+            while open_ones := [number for number in range(len(entries)) if number not in answers]:
+                asking = [entries[number] for number in open_ones]
                 now = time.time()
                 known = await self._known(connection, asking, now)
                 decided = [self._decide(entry, known, now) for entry in asking]
-                made = await self._write(connection, known.new, now)
-                # Another producer has made some of these just now, without our lock: look again.
-                overtaken = {entry.task_id for entry in known.new} - made
+                # Another producer may have made some of these just now, without our lock: look again.
+                overtaken = await self._overtaken(connection, known.new, now)
                 answers |= {
                     number: answer
                     for number, answer in zip(open_ones, decided, strict=True)
                     if not (isinstance(answer, Admitted) and answer.task_id in overtaken)
                 }
-        return [answers[number] for number in range(len(fitted))]
+        return [answers[number] for number in range(len(entries))]
 
     def _decide(self, entry: NewTask, known: _Known, now: float) -> Answer:
         if entry.idempotency_key is not None:
@@ -182,12 +235,13 @@ class Admission:
             waiting=int((await connection.execute(waiting)).scalar_one()),
         )
 
-    async def _write(self, connection: AsyncConnection, new: Sequence[NewTask], now: float) -> set[UUID]:
-        """Insert the rows; gives those that have been."""
+    async def _overtaken(self, connection: AsyncConnection, new: Sequence[NewTask], now: float) -> set[UUID]:
+        """Insert the rows; gives the tasks whose id or key has one by now after all."""
         if not new:
             return set()
         statement = self._insert(tasks).on_conflict_do_nothing().returning(tasks.c.task_id)
-        return set((await connection.execute(statement, [_row(entry, now) for entry in new])).scalars())
+        made = await connection.execute(statement, [_row(entry, now) for entry in new])
+        return {entry.task_id for entry in new} - set(made.scalars())
 
 
 async def _by_key(connection: AsyncConnection, entries: Sequence[NewTask]) -> dict[tuple[str, str], UUID]:

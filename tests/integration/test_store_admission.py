@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import event, select, text
+from sqlalchemy.exc import DBAPIError
 from tests.integration.test_store import entry, ledger_of, url
+from tests.rig import eventually
+from tests.stores import Cluster, new_database
 
 from warren.client import make_task
+from warren.errors import StoreUnavailable
 from warren.settings import Settings
 from warren.store import Store
 from warren.store_admission import Admission, Admitted, Conflict, NewTask, OutboxFull, QuotaExceeded
@@ -185,6 +189,62 @@ async def test_the_row_of_a_task_that_came_by_the_broker_fills_the_quota_only_un
     assert await door.admit(new(user_id="acme")) == [QuotaExceeded(1, 1)]
     await ledger.finish(replace(run, fence=claim.fence))
     assert all(isinstance(answer, Admitted) for answer in await door.admit(new(user_id="acme")))
+
+
+# -- those who ask at the same time --------------------------------------------------------------------
+
+
+async def test_those_who_ask_while_others_are_let_in_share_a_transaction(ledger: Ledger) -> None:
+    commits = list[object]()
+    event.listen(ledger.store._engine.sync_engine, "commit", commits.append)
+    door = admission(ledger.store)
+    asked = [new(2) for _ in range(100)]
+    answers = await asyncio.gather(*map(door.admit, asked))
+    assert answers == [[Admitted(one.task_id) for one in tasks] for tasks in asked]
+    assert len(commits) <= 3
+
+
+async def test_one_who_does_not_wait_any_more_holds_up_nobody(ledger: Ledger) -> None:
+    door = admission(ledger.store)
+    gone, stays = (asyncio.create_task(door.admit(new())) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert [type(answer) for answer in await stays] == [Admitted]
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+
+
+async def test_what_a_database_refuses_is_refused_alone(postgresql: Callable[[], Cluster]) -> None:
+    async with Store(await new_database(postgresql().url), migrate=True) as store:
+        door = admission(store)
+        (good,), (bad,) = new(), new()
+        bad = replace(bad, parcel=replace(bad.parcel, priority=2**40))
+        let_in, refused = await asyncio.gather(door.admit([good]), door.admit([bad]), return_exceptions=True)
+    assert let_in == [Admitted(good.task_id)]
+    assert isinstance(refused, DBAPIError)
+
+
+async def test_whoever_asks_while_the_database_goes_away_is_told_and_nothing_is_half_done(
+    postgresql: Callable[[], Cluster],
+) -> None:
+    cut_off = text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted")
+    url = await new_database(postgresql().url)
+    async with Store(url, migrate=True) as store, Store(url) as other:
+        door = admission(store)
+
+        async def one_is_cut_off() -> bool:
+            async with other.transaction() as connection:
+                return bool((await connection.execute(cut_off)).all())
+
+        async with other.transaction() as connection:
+            await connection.execute(text("LOCK TABLE tasks"))
+            asked = [asyncio.create_task(door.admit(new(3))) for _ in range(2)]
+            await eventually(one_is_cut_off)
+            for one in asked:
+                with pytest.raises(StoreUnavailable):
+                    await one
+        assert await _ids(store) == []
+        assert all(isinstance(answer, Admitted) for answer in await door.admit(new(3)))
 
 
 # -- the outbox's capacity -----------------------------------------------------------------------------
