@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -98,7 +98,7 @@ class Bodies:
             raise self._too_large()
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise _closing(415, f"the body must be application/json, not {kind or 'without a type'!r}")
+            raise ProblemError(415, f"the body must be application/json, not {kind or 'without a type'!r}")
         body = await self._read(receive)
         if body is not None:
             await self._app(scope, _again(body, receive), send)
@@ -117,17 +117,15 @@ class Bodies:
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError as error:
-            raise _closing(408, f"the body did not arrive within {self._seconds:g} s") from error
+            slow = f"the body did not arrive within {self._seconds:g} s"
+            raise ProblemError(408, slow, headers={"Connection": "close"}) from error
 
     def _too_large(self) -> ProblemError:
-        return _closing(
+        # The connection stays: cut while the client still sends, the answer would be lost with it (RFC 9112,
+        # 9.6). uvicorn throws the rest away as it comes.
+        return ProblemError(
             413, f"the body is over {self._max_bytes} bytes: send fewer tasks at once", limit=self._max_bytes
         )
-
-
-def _closing(status: int, detail: str, **more: Any) -> ProblemError:
-    """A problem after which the connection is closed, since the rest of the body is not read."""
-    return ProblemError(status, detail, headers={"Connection": "close"}, **more)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
