@@ -27,4 +27,4 @@ async def longest_waits(store: Store) -> dict[str, float]:
         .group_by(tasks.c.agent_type)
     )
     async with store.transaction() as connection:
-        return {name: max(0.0, now - oldest) for name, oldest in (await connection.execute(query)).tuples()}
+        return {name: max(0.0, now - oldest) for name, oldest in await connection.execute(query)}
