@@ -20,6 +20,7 @@ from warren import (
     cli_demo,
     cli_doctor,
     cli_gateway,
+    cli_key,
     cli_schedule,
     cli_status,
     cli_store,
@@ -53,6 +54,7 @@ cli = typer.Typer(
 )
 cli.add_typer(cli_broker.cli, name="broker")
 cli.add_typer(cli_dead.cli, name="dead")
+cli.add_typer(cli_key.cli, name="key")
 cli.add_typer(cli_schedule.cli, name="schedule")
 cli.add_typer(cli_store.store_cli, name="store")
 cli.add_typer(cli_store.task_cli, name="task")

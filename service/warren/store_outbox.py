@@ -8,21 +8,27 @@ the next message has a higher number, and the smaller one is dropped by whoever 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, RowMapping, bindparam, or_, select
+from sqlalchemy import ColumnElement, RowMapping, Select, and_, bindparam, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from warren.store import Store
 from warren.store_ledger import Entry, Ledger
 from warren.store_schema import PUBLISHED, SCHEDULED, tasks
-from warren_schemas import Task
+from warren_schemas import AMQP_PRIORITY, Task
 
 LEASE: Final = 60.0  # seconds that one publication may take before somebody else tries
+# Tasks that are put in order at once: as many as the front door lets wait by default. It bounds what that
+# costs, however many are due.
+STANDING: Final = 10_000
+LOADS: Final = 5  # claims that one order is good for
+UNSAID_PRIORITY: Final = AMQP_PRIORITY["medium"]  # as quorum queues read it
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ class Outbox:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._line = deque[UUID]()
 
     async def postpone(
         self, run: Entry, due_at: float, attempts: int, parcel: Parcel, after: Setback | None
@@ -114,22 +121,43 @@ class Outbox:
         await self._ledger.surely(act)
 
     async def claim_due(self, limit: int, *, but_not: Collection[str] = ()) -> list[Due]:
-        """Take a lease on tasks that are due, the longest due first, but for some agent types."""
+        """Take a lease on tasks that are due, but for some agent types; fewer than `limit` are all there are.
+
+        Higher priorities come first; within one, users take turns: first the task of each that has been due
+        longest, then the second of each, and so on. They are lined up for a few calls at once.
+        """
+        claimed = await self._claim_next(limit, but_not)
+        if len(claimed) < limit:
+            self._line.extend(await self._lined_up(LOADS * limit, but_not))
+            claimed += await self._claim_next(limit - len(claimed), but_not)
+        return claimed
+
+    async def _lined_up(self, count: int, but_not: Collection[str]) -> Sequence[UUID]:
+        query = _line(time.time(), but_not).limit(count)
+
+        async def act(connection: AsyncConnection) -> Sequence[UUID]:
+            return list((await connection.execute(query)).scalars())
+
+        return await self._ledger.surely(act)
+
+    async def _claim_next(self, limit: int, but_not: Collection[str]) -> list[Due]:
+        """Claim those that stand first in line, but for those that another relay has claimed meanwhile."""
+        claimed = list[Due]()
+        while self._line and len(claimed) < limit:
+            count = min(limit - len(claimed), len(self._line))
+            claimed += await self._claim([self._line.popleft() for _ in range(count)], but_not)
+        return claimed
+
+    async def _claim(self, task_ids: Sequence[UUID], but_not: Collection[str]) -> list[Due]:
         now = time.time()
-        due = (
+        free = (
             select(tasks.c.task_id)
-            .where(
-                tasks.c.due_at <= now,
-                or_(tasks.c.leased_until.is_(None), tasks.c.leased_until < now),
-                tasks.c.agent_type.not_in(list(but_not)),
-            )
-            .order_by(tasks.c.due_at)
-            .limit(limit)
+            .where(tasks.c.task_id.in_(task_ids), _is_free(now, but_not))
             .with_for_update(skip_locked=True)
         )
         claimed = (
             tasks.update()
-            .where(tasks.c.task_id.in_(due))
+            .where(tasks.c.task_id.in_(free))
             .values(leased_until=now + LEASE, dispatch=tasks.c.dispatch + 1)
             .returning(tasks)
         )
@@ -137,8 +165,8 @@ class Outbox:
         async def act(connection: AsyncConnection) -> list[RowMapping]:
             return list((await connection.execute(claimed)).mappings())
 
-        rows = await self._ledger.surely(act)
-        return [_due(row) for row in sorted(rows, key=lambda row: row["due_at"])]
+        found = {row["task_id"]: row for row in await self._ledger.surely(act)}
+        return [_due(found[task_id]) for task_id in task_ids if task_id in found]
 
     async def published(self, sent: Sequence[Due]) -> None:
         """The broker has confirmed these. Those that somebody runs already are left alone."""
@@ -201,6 +229,24 @@ class Entrance:
         ours = (tasks.c.task_id == due.task_id) & (tasks.c.dispatch == due.dispatch)
         async with self._store.transaction() as connection:
             await connection.execute(tasks.delete().where(ours, tasks.c.status == SCHEDULED))
+
+
+def _is_free(now: float, but_not: Collection[str]) -> ColumnElement[bool]:
+    """Whether a row is due, of none of these agent types, and nobody publishes it right now."""
+    return and_(
+        tasks.c.due_at <= now,
+        or_(tasks.c.leased_until.is_(None), tasks.c.leased_until < now),
+        tasks.c.agent_type.not_in(list(but_not)),
+    )
+
+
+def _line(now: float, but_not: Collection[str]) -> Select[Any]:
+    """The ids of the tasks to publish, in order; of very many, of those that have been due longest."""
+    columns = (tasks.c.task_id, tasks.c.user_id, tasks.c.priority, tasks.c.due_at)
+    due = select(*columns).where(_is_free(now, but_not)).order_by(tasks.c.due_at).limit(STANDING).subquery()
+    priority = func.coalesce(due.c.priority, UNSAID_PRIORITY)
+    turn = func.row_number().over(partition_by=(priority, due.c.user_id), order_by=due.c.due_at)
+    return select(due.c.task_id).order_by(priority.desc(), turn, due.c.due_at)
 
 
 def body_of(task: Task) -> bytes:

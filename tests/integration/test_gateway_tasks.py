@@ -138,6 +138,31 @@ async def test_a_waiting_task_is_cancelled_once_and_for_all(front: Door) -> None
     assert (await operator.delete(f"{API}/tasks/{unknown}")).json() == {"task_id": unknown, "before": None}
 
 
+async def test_tasks_are_listed_page_by_page(front: Door) -> None:
+    ann, bob = await front.caller("ann"), await front.caller("bob")
+    operator = await front.caller("op", "operator")
+    ours = [await submit(ann, number) for number in range(5)]
+    theirs = await submit(bob, agent_type="other")
+    seen, cursor = list[str](), None
+    while True:
+        params = {"limit": 2} | ({} if cursor is None else {"cursor": cursor})
+        page = (await ann.get(f"{API}/tasks", params=params)).json()
+        seen += [one["task_id"] for one in page["tasks"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert seen == ours[::-1]
+    assert (await ann.get(f"{API}/tasks", params={"user_id": "bob"})).json() == {"tasks": [], "next": None}
+    everybody = (await operator.get(f"{API}/tasks")).json()["tasks"]
+    assert {one["task_id"] for one in everybody} == {*ours, theirs}
+    for wanted in ({"user_id": "bob"}, {"agent_type": "other"}, {"user_id": "bob", "status": "scheduled"}):
+        [one] = (await operator.get(f"{API}/tasks", params=wanted)).json()["tasks"]
+        assert (one["task_id"], one["user_id"], one["finished_at"]) == (theirs, "bob", None)
+    assert (await ann.get(f"{API}/tasks", params={"status": "dead"})).json()["tasks"] == []
+    for wrong in ({"status": "well"}, {"limit": "0"}, {"cursor": "x"}, {"agent_type": "No"}):
+        is_problem(await ann.get(f"{API}/tasks", params=wrong), 422)
+
+
 async def test_a_schedule_is_added_listed_and_removed(front: Door) -> None:
     client = await front.caller("op", "operator")
     wanted: dict[str, Any] = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import from_json
 
@@ -15,15 +15,21 @@ from warren.client_tasks import make_task
 from warren.errors import ConfigurationError
 from warren.failure import what_does_not_fit
 from warren.gateway.auth import Caller, TheCaller
-from warren.gateway.models import TheBackend, Time
+from warren.gateway.models import Cursor, Limit, TheBackend, Time, moment, time_of
 from warren.gateway.problems import Problem, ProblemError, later, not_found, problems
 from warren.gateway.rules import API
 from warren.store_admission import Admitted, Answer, Conflict, NewTask, OutboxFull, QuotaExceeded
 from warren.store_archive import TaskRecord
+from warren.store_tasks import TaskLine, TaskList
 from warren_schemas import Priority
 from warren_schemas.values import AgentType
 
 router = APIRouter(prefix=API, tags=["tasks"])
+
+Status = Literal[
+    "scheduled", "published", "running", "released", "succeeded", "dead", "cancelled", "discarded"
+]
+"""How a task stands in the store."""
 
 MOST: Final = 1000  # tasks in one request
 TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
@@ -105,6 +111,30 @@ class TaskView(BaseModel):
     checkpoint: JsonValue = None
     failed_attempts: list[dict[str, Any]] = []
     steps: list[dict[str, Any]] = []
+
+
+class TaskSummary(BaseModel):
+    """One task in a list."""
+
+    task_id: UUID
+    agent_type: str = Field(description="Empty for one that was cancelled before it was known.")
+    user_id: str
+    status: str
+    attempts: int
+    reason: str | None
+    error_type: str | None
+    error_message: str | None
+    created_at: datetime | None
+    updated_at: datetime
+    finished_at: datetime | None
+    due_at: datetime | None
+
+
+class TaskPage(BaseModel):
+    """Tasks, what changed last first; `next` is the `cursor` of what comes after, null at the end."""
+
+    tasks: list[TaskSummary]
+    next: str | None
 
 
 class CancelledTask(BaseModel):
@@ -257,6 +287,33 @@ def _told(answer: Answer) -> Accepted | ProblemError:
             return ProblemError(409, f"there is a task {task_id} already")
 
 
+@router.get("/tasks", summary="List tasks", responses=problems())
+async def list_tasks(
+    backend: TheBackend,
+    caller: TheCaller,
+    user_id: Annotated[str | None, Query(max_length=255)] = None,
+    agent_type: AgentType | None = None,
+    status: Status | None = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> TaskPage:
+    """Those that have left a trace in the store, what changed last first.
+
+    A tenant sees its own. With a `user_id` it is the tasks that came in through the store.
+    """
+    if caller.is_tenant:
+        if user_id is not None and not caller.owns(user_id):
+            return TaskPage(tasks=[], next=None)
+        user_id = caller.user_id
+    try:
+        lines, behind = await TaskList(backend.store).page(
+            user_id=user_id, agent_type=agent_type, status=status, before=cursor, limit=limit
+        )
+    except ValueError as error:
+        raise ProblemError(422, str(error)) from error
+    return TaskPage(tasks=[_summary(line) for line in lines], next=behind)
+
+
 @router.get("/tasks/{task_id}", summary="Look at a task", responses=problems(404))
 async def look(task_id: UUID, backend: TheBackend, caller: TheCaller) -> TaskView:
     """How it stands, and its result once it has one."""
@@ -298,6 +355,13 @@ async def find(backend: TheBackend, caller: Caller, task_id: UUID) -> TaskRecord
     return record
 
 
+def _summary(line: TaskLine) -> TaskSummary:
+    plain = {name: getattr(line, name) for name in TaskSummary.model_fields if not name.endswith("_at")}
+    times = {name: time_of(getattr(line, name)) for name in _TIMES}
+    return TaskSummary(**plain, **times, updated_at=moment(line.updated_at))
+
+
+_TIMES: Final = ("created_at", "finished_at", "due_at")
 _FOR_OPERATORS: Final = frozenset({"worker_id", "traceback", "checkpoint", "failed_attempts", "steps"})
 
 
