@@ -139,6 +139,19 @@ class DeadIndex:
         async with self._store.transaction() as connection:
             return [_dead_task(row) for row in (await connection.execute(query)).mappings()]
 
+    async def page(
+        self, wanted: Filter, limit: int, after: Position | None = None
+    ) -> tuple[list[DeadTask], Position | None]:
+        """The newest first, and the position that others are behind; None where there are none."""
+        query = _ordered(wanted, _SUMMARY, limit + 1, oldest_first=False, after=after)
+        async with self._store.transaction() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        # Of the row itself: a datetime has no more than microseconds.
+        last = rows[limit - 1] if len(rows) > limit else None
+        return [_dead_task(row) for row in rows[:limit]], (
+            None if last is None else Position(last["finished_at"], last["task_id"])
+        )
+
     async def groups(self, wanted: Filter, limit: int) -> list[Group]:
         """The largest groups of like failures, at most so many."""
         query = (

@@ -317,7 +317,7 @@ async def test_slow_readers_cost_no_more_the_longer_they_wait(rig: Rig, store_ur
         return "done"
 
     async with (
-        front_of(rig, store_url, gateway_listeners=300) as front,
+        front_of(rig, store_url, gateway_listeners=300, gateway_burst=1000) as front,
         rig.worker(app, store_url=store_url),
         rig.listening("task.chatty.progress") as told,
     ):

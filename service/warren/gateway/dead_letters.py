@@ -180,12 +180,11 @@ async def list_letters(
     """The newest first."""
     place = place_of(cursor)
     index = DeadIndex(backend.store)
-    found = await index.find(asked, limit, after=None if place is None else Position(*place))
-    last = found[-1] if len(found) == limit else None
+    found, behind = await index.page(asked, limit, None if place is None else Position(*place))
     return LetterPage(
         letters=[LetterView(**asdict(one)) for one in found],
         total=await index.count(asked),
-        next=None if last is None else cursor_of(last.died_at.timestamp(), last.task_id),
+        next=None if behind is None else cursor_of(*behind),
     )
 
 

@@ -77,11 +77,10 @@ class Gateway:
         watching = asyncio.create_task(self._backend.watch(), name="gateway loops")
         try:
             await asyncio.wait({serving, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if not serving.done():
-                self.stop()
-                await serving
-                watching.result()
+            self.stop()
             await serving
+            if watching.done() and not watching.cancelled():  # the loops themselves end with the server
+                watching.result()
         finally:
             watching.cancel()
 
