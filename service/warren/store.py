@@ -22,7 +22,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from warren.errors import ConfigurationError, StoreUnavailable, StoreUnusable
 from warren.settings import Settings, state_folder, without_password
@@ -32,6 +32,7 @@ T = TypeVar("T")
 BUSY_TIMEOUT: Final = 30_000  # milliseconds that SQLite waits for another process's write
 # It takes the write lock at once: SQLite has no row locks, and refuses to turn a read into a write.
 BEGIN: Final = "BEGIN IMMEDIATE"
+ONLY_READS: Final = "warren_only_reads"  # the option of a connection that does without that lock
 # SQLSTATE classes (PostgreSQL, appendix A) of what passes: connections, rollbacks (deadlocks), resources, and
 # an operator who stops or starts the server.
 PASSING_CLASSES: Final = {"08", "40", "53", "57"}
@@ -66,6 +67,7 @@ class Store:
         self._file = Path(parsed.database) if self.is_sqlite and parsed.database else None
         options: dict[str, Any] = {} if self.is_sqlite else {"pool_pre_ping": True, "pool_timeout": 10}
         self._engine = create_async_engine(parsed.set(drivername=drivers[backend]), **options)
+        self._reader = self._engine.execution_options(**{ONLY_READS: True})
         if self.is_sqlite:
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
@@ -102,8 +104,19 @@ class Store:
 
         Raises StoreUnavailable or StoreUnusable for what the database itself raises.
         """
+        async with self._begun(self._engine) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """For reading: SQLite's writers do not hold it up. Raises what `transaction` does."""
+        async with self._begun(self._reader) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _begun(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         try:
-            async with self._engine.begin() as connection:
+            async with engine.begin() as connection:
                 yield connection
         except (DBAPIError, PoolTimeout, OSError) as error:
             raise self._translated(error) from error
@@ -172,7 +185,8 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql(BEGIN)
+    only_reads = connection.get_execution_options().get(ONLY_READS)
+    connection.exec_driver_sql("BEGIN" if only_reads else BEGIN)
 
 
 def _alembic(connection: Connection) -> Config:

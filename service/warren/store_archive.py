@@ -88,7 +88,7 @@ class Archive:
 
     async def task(self, task_id: UUID) -> TaskRecord | None:
         """Everything about one task, or None: it waits, runs for the first time, or never was."""
-        async with self._store.transaction() as connection:
+        async with self._store.reading() as connection:
             row = (
                 (await connection.execute(select(tasks).where(tasks.c.task_id == task_id))).mappings().first()
             )
@@ -104,7 +104,7 @@ class Archive:
 
     async def status(self, task_id: UUID) -> str | None:
         """The status alone, or None like `task`."""
-        async with self._store.transaction() as connection:
+        async with self._store.reading() as connection:
             query = select(tasks.c.status).where(tasks.c.task_id == task_id)
             return (await connection.execute(query)).scalar_one_or_none()
 

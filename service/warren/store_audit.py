@@ -56,7 +56,7 @@ class Audit:
         query = select(audit).order_by(audit.c.audit_id.desc()).limit(limit)
         if before is not None:
             query = query.where(audit.c.audit_id < before)
-        async with self._store.transaction() as connection:
+        async with self._store.reading() as connection:
             return [_row(row) for row in (await connection.execute(query)).mappings()]
 
 

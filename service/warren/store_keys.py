@@ -72,7 +72,7 @@ class Keys:
         if found is None:
             return None
         query = select(keys).where(keys.c.key_id == found[1])
-        async with self._store.transaction() as connection:
+        async with self._store.reading() as connection:
             row = (await connection.execute(query)).mappings().one_or_none()
         if row is None or not hmac.compare_digest(row["secret_hash"], _hash(secret)):
             return None
@@ -89,7 +89,7 @@ class Keys:
     async def list(self) -> Sequence[Key]:
         """All keys, also those that are valid no more, the oldest first."""
         query = select(keys).order_by(keys.c.created_at, keys.c.key_id)
-        async with self._store.transaction() as connection:
+        async with self._store.reading() as connection:
             return [_key(row) for row in (await connection.execute(query)).mappings()]
 
     async def any_valid(self) -> bool:
@@ -98,7 +98,7 @@ class Keys:
         is_valid = and_(
             keys.c.revoked_at.is_(None), or_(keys.c.expires_at.is_(None), keys.c.expires_at > now)
         )
-        async with self._store.transaction() as connection:
+        async with self._store.reading() as connection:
             return bool((await connection.execute(select(exists().where(is_valid)))).scalar_one())
 
     # -- browsers ----------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class Keys:
 
     async def session(self, secret: str) -> Key | None:
         """The key of a session. None: it is wrong, over, or its key is valid no more."""
-        async with self._store.transaction() as connection:
+        async with self._store.reading() as connection:
             row = (await connection.execute(_key_of("session", secret))).mappings().one_or_none()
         return None if row is None else _valid(row)
 

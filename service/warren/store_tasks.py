@@ -66,7 +66,7 @@ class TaskList:
             *_wanted(user_id, agent_type, status), *([] if before is None else [_behind(before)])
         )
         query = query.order_by(tasks.c.updated_at.desc(), tasks.c.task_id.desc()).limit(limit + 1)
-        async with self._store.transaction() as connection:
+        async with self._store.reading() as connection:
             lines = [TaskLine(*row) for row in await connection.execute(query)]
         has_more = len(lines) > limit
         return lines[:limit], _cursor(lines[limit - 1]) if has_more else None

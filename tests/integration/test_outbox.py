@@ -17,6 +17,8 @@ from tests.rig import Rig, eventually, publish, task_body
 from warren import Context, RetryAfter, Warren
 from warren.client import make_task
 from warren.errors import QueueFull, UnknownAgentType
+from warren.store import Store
+from warren.store_admission import Admission, Admitted, NewTask, QuotaExceeded
 from warren_schemas import DISPATCH
 
 SOON = 0.6  # seconds: over the limit that a worker holds below
@@ -201,3 +203,20 @@ async def test_the_live_message_does_not_go_with_a_stale_one_that_is_being_looke
         await eventually(lambda: worker.totals.succeeded == 1, "the live one is run")
         assert worker.totals.stale == 1
     assert len(ran) == 1
+
+
+async def test_what_is_let_in_runs_and_frees_its_places(rig: Rig, store: str) -> None:
+    app, ran = recorder()
+    asked = [NewTask.of(make_task("note", number)) for number in range(50)]
+    async with Store(store) as opened, rig.worker(app, store_url=store):
+        door = Admission(opened, max_tasks_per_user=30, outbox_capacity=1000)
+        answers = await door.admit(asked)
+        assert [isinstance(answer, Admitted) for answer in answers] == [True] * 30 + [False] * 20
+
+        async def the_others_are_in() -> bool:
+            return not any(isinstance(answer, QuotaExceeded) for answer in await door.admit(asked[30:]))
+
+        await eventually(lambda: len(ran) == 30, "the first ones ran")
+        await eventually(the_others_are_in)
+        await eventually(lambda: len(ran) == 50, "all ran")
+    assert sorted(number for _, number in ran) == list(range(50))  # type: ignore[type-var]

@@ -18,6 +18,7 @@ from warren.store_audit import Audit
 from warren.store_keys import Keys
 from warren.store_schema import keys as keys_table
 from warren.store_schema import sessions
+from warren.store_tasks import TaskList
 
 __all__ = ["url"]
 
@@ -119,6 +120,15 @@ async def test_a_login_link_opens_one_session(url: str, keys: Keys) -> None:
     assert await keys.session(cookies[0]) == key
     assert await keys.redeem(late, HOUR) is None
     assert await keys.redeem(cookies[0], HOUR) is None
+
+
+async def test_nobody_waits_at_the_door_while_somebody_writes(keys: Keys, store: Store) -> None:
+    key, secret = await keys.create("acme", "tenant")
+    cookie = await keys.open_session(key.key_id, HOUR)
+    async with store.transaction():
+        assert await keys.authenticate(secret) == key
+        assert await keys.session(cookie) == key
+        assert (await TaskList(store).page(limit=1), list(await Audit(store).list(1))) == (([], None), [])
 
 
 async def test_sessions_that_are_over_are_forgotten(keys: Keys, store: Store) -> None:
