@@ -21,6 +21,7 @@ from warren_schemas.headers import (
     REPUBLISHED,
     TRACEBACK,
     TRACEPARENT,
+    TRACESTATE,
     WORKER,
 )
 from warren_schemas.result import Result, ResultError, Status
@@ -46,6 +47,7 @@ __all__ = [
     "STATES",
     "TRACEBACK",
     "TRACEPARENT",
+    "TRACESTATE",
     "VERSION",
     "WORKER",
     "DeadLetterHeaders",

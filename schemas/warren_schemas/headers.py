@@ -5,6 +5,8 @@ from typing import Final
 # On any task.
 TRACEPARENT: Final = "traceparent"
 """W3C Trace Context of the producer."""
+TRACESTATE: Final = "tracestate"
+"""What goes with it, for those who made it."""
 ATTEMPTS: Final = "warren-attempts"
 """Attempts already made, an integer; none when missing."""
 REPUBLISHED: Final = "warren-republished"

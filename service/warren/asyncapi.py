@@ -99,6 +99,7 @@ def _task_headers() -> Document:
             "reply_to": _property("string", "AMQP property: the queue that the result goes to."),
             "correlation_id": _property("string", "AMQP property: comes back with the result."),
             ws.TRACEPARENT: _property("string", "W3C Trace Context of the producer."),
+            ws.TRACESTATE: _property("string", "What goes with `traceparent`."),
             ws.ATTEMPTS: _property("integer", "Attempts already made.", minimum=0),
             ws.REPUBLISHED: _property("boolean", "This may be a second copy: check before running."),
             ws.REPLAY: _property("string", "Unique id of one replay: a new life of the task."),
@@ -119,7 +120,11 @@ def _task_header_example(task: Document) -> Document:
 
 def _result_headers() -> Document:
     correlation = _property("string", "AMQP property: the task's own, or else its `task_id`.")
-    return {"type": "object", "properties": {"correlation_id": correlation}}
+    trace = {
+        ws.TRACEPARENT: _property("string", "W3C Trace Context: the run's, or else the task's own."),
+        ws.TRACESTATE: _property("string", "What goes with `traceparent`."),
+    }
+    return {"type": "object", "properties": {"correlation_id": correlation} | trace}
 
 
 def _broker_headers() -> Document:

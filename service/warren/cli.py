@@ -26,6 +26,7 @@ from warren import (
     cli_store,
     cli_submit,
     runtime,
+    tracing,
 )
 from warren.agents import Warren
 from warren.cli_shared import err, out, read_settings
@@ -99,6 +100,7 @@ def up(
     """
     settings = read_settings()
     runtime.configure_logging(settings)
+    tracing.export(settings)
     application = runtime.load(app)
     found = broker.ensure(settings, lambda text: err.print(escape(text)))
     try:
@@ -120,6 +122,7 @@ def worker(app: APP) -> None:
     """Run a worker. SIGTERM or Ctrl-C drains, a second one releases what still runs at once."""
     settings = read_settings()
     runtime.configure_logging(settings)
+    tracing.export(settings)
     application = runtime.load(app)
     runtime.run(runtime.work(application, settings, broker.locate(settings).url))
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from warren import broker, runtime
+from warren import broker, runtime, tracing
 from warren.cli_shared import err, out, parse_duration, parse_json, read_settings
 from warren.client import Client, make_task
 from warren.errors import ConfigurationError, QueueFull, WarrenError
@@ -68,6 +68,7 @@ def submit(
     """Submit tasks. Prints their ids; with --wait, their results. Exit status 1 if any did not succeed."""
     settings = read_settings()
     runtime.configure_logging(settings)
+    tracing.export(settings)
     options: dict[str, Any] = {"priority": priority, "user_id": user_id, "timeout_s": timeout}
     options |= {"run_at": run_at, "idempotency_key": idempotency_key}
     options["delay"] = None if delay is None else parse_duration(delay, "--delay")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -33,6 +33,7 @@ from warren.loops import Loops
 from warren.settings import Settings
 from warren.store_archive import TaskRecord
 from warren.topology import Binding, Names, Queue, Topology, exchanges
+from warren.tracing import Tracing
 from warren.wire import task_message
 from warren_schemas import Event, Result, Task
 
@@ -75,6 +76,7 @@ class Client:
         self._publishing = Connection(self.settings, url, f"{name} publishing", self._prepare)
         self._consuming = Connection(self.settings, url, f"{name} consuming")
         self._publisher = Publisher(self._publishing)
+        self._tracing = Tracing.of(self.settings, self._names.tasks)
         self._loops = Loops()
         self._replies = Queue(
             f"{self.settings.namespace}.replies.{name}",
@@ -276,10 +278,17 @@ class Client:
 
     async def _accept(self, task: Task, reply_to: str | None) -> Task:
         """Send a task, or return the one that was submitted with its idempotency key before."""
+        if self._tracing is None:
+            return await self._accept_with({}, task, reply_to)
+        with self._tracing.publishing(task.agent_type, task.task_id) as headers:
+            return await self._accept_with(headers, task, reply_to)
+
+    async def _accept_with(self, headers: Mapping[str, str], task: Task, reply_to: str | None) -> Task:
         message = task_message(
             task,
             self._names,
             self.settings,
+            headers=dict(headers),
             reply_to=reply_to,
             correlation_id=str(task.task_id) if reply_to else None,
         )

@@ -17,7 +17,7 @@ from warren.store_archive import Archive
 from warren.store_control import Board
 from warren.store_outbox import Entrance, Parcel
 from warren.topology import Names
-from warren.wire import due_message
+from warren.wire import due_message, kept_headers
 from warren_schemas import Result, Task
 
 log = structlog.get_logger(__name__)
@@ -67,7 +67,8 @@ class ClientStore:
         It is written down first; what `send` raises takes that back, but for a missing confirm.
         """
         entrance = Entrance(await self._opened())
-        parcel = Parcel(message.body, b"{}", message.priority, message.reply_to, message.correlation_id)
+        headers = kept_headers(message.headers)
+        parcel = Parcel(message.body, headers, message.priority, message.reply_to, message.correlation_id)
         while True:
             entered = await entrance.enter(task.task_id, task.agent_type, task.user_id, key, parcel)
             if entered is not None:

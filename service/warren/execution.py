@@ -11,9 +11,10 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
@@ -37,6 +38,8 @@ SHUTDOWN: Final = "shutdown"
 class Succeeded:
     """The agent returned: `result` is its JSON."""
 
+    name: ClassVar = "succeeded"
+
     result: bytes
     attempts: int
 
@@ -44,6 +47,8 @@ class Succeeded:
 @dataclass(frozen=True, slots=True)
 class Dead:
     """The task will not be run again by itself."""
+
+    name: ClassVar = "dead"
 
     reason: Reason
     failure: Failure
@@ -60,6 +65,8 @@ class Released:
     its peers. A failed `probe` goes behind everything that waits.
     """
 
+    name: ClassVar = "released"
+
     attempts: int
     tried: bool
     probe: bool
@@ -70,10 +77,14 @@ class Released:
 class Superseded:
     """A newer run has taken the task over: its end counts, and nothing is to be told of this one."""
 
+    name: ClassVar = "superseded"
+
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
     """Somebody has decided that the task is not to run (any more)."""
+
+    name: ClassVar = "cancelled"
 
     attempts: int
 
@@ -82,6 +93,8 @@ class Cancelled:
 class Stale:
     """Another message of the task is the live one: this one only goes."""
 
+    name: ClassVar = "stale"
+
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
@@ -89,6 +102,8 @@ class RetryLater:
 
     `failure` is that of the last attempt, None for a task that was not due yet.
     """
+
+    name: ClassVar = "postponed"
 
     due_at: float
     attempts: int
@@ -128,7 +143,8 @@ class Execution:
     `attempts` starts with the attempts that the task has already used up. `on_retry(attempts, error,
     seconds)` is told before each wait. `can_wait_outside` says that there is a store: waits over `hold_limit`
     are spent there. `attempting` is true while an agent runs: otherwise the task only waits, perhaps for an
-    agent of the pool, and may be cancelled at shutdown at once. `times` takes what the attempts took.
+    agent of the pool, and may be cancelled at shutdown at once. `times` takes what the attempts took;
+    `span(number)` is around each.
     """
 
     task: Task
@@ -142,6 +158,7 @@ class Execution:
     can_wait_outside: bool = False
     attempting: bool = False
     times: Times = field(default_factory=Times)
+    span: Callable[[int], AbstractContextManager[object]] = nullcontext
     _attempts_before: int = field(init=False)
     _first_failed_at: datetime | None = field(default=None, init=False)
     _tried: bool = field(default=False, init=False)
@@ -212,7 +229,8 @@ class Execution:
         self.attempts += 1
         self.context.begin_attempt(self.attempts)
         try:
-            result = await self._call(arguments)
+            with self.span(self.attempts):
+                result = await self._call(arguments)
         except BaseException as error:
             if _closes_us(error):
                 raise

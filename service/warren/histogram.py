@@ -29,7 +29,8 @@ class Histogram:
 
     def observe(self, seconds: float) -> None:
         """Count one. What two clocks make negative counts as nothing."""
-        seconds = max(0.0, seconds)
+        if seconds < 0:
+            seconds = 0.0
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.sum += seconds
 

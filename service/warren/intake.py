@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -25,6 +26,8 @@ from warren.settle import Settler
 from warren.store_ledger import Entry, Ledger
 from warren.takeover import Takeover
 from warren.tally import Tally
+from warren.topology import Names
+from warren.tracing import Tracing
 from warren.wire import Key, attempts_of, decode, key_of
 from warren_schemas import Task
 
@@ -47,7 +50,9 @@ class Intake:
         ledger: Ledger | None,
         is_cancelled: Callable[[UUID], bool],
         pool: Pool,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing, self._names = tracing, Names(settings.namespace)
         self._worker_id, self._settings, self._runs, self._tally = worker_id, settings, runs, tally
         self._settler, self._ledger, self._pool = settler, ledger, pool
         self._takeover = Takeover(ledger, settings, is_cancelled) if ledger is not None else None
@@ -77,19 +82,28 @@ class Intake:
         run = self._new_run(key, task, lane, delivery)
         self._runs.begin(run)
         try:
-            if self._takeover is None or not self._takeover.concerns(run):
-                run.outcome = await self._outcome_of(run, lane.slots)
-                await self._settle(run, lane)
-                return
-            async with self._takeover.admitted(run) as outcome:
-                run.outcome = outcome or await self._outcome_of(run, lane.slots)
-                await self._settle(run, lane)
+            if self._tracing is None:
+                await self._run(run, lane)
+            else:
+                queue = self._names.queue(task.agent_type)
+                with self._tracing.processing(task.agent_type, task.task_id, queue, delivery.headers):
+                    await self._run(run, lane)
         except Exception:
             # Those that were adopted; the first one is released by `handle`.
             await asyncio.gather(*(adopted.release() for adopted in run.deliveries[1:]))
             raise
         finally:
             self._runs.end(run)
+
+    async def _run(self, run: Run, lane: Lane) -> None:
+        """Run the task, if it is to be run, and settle it."""
+        if self._takeover is None or not self._takeover.concerns(run):
+            run.outcome = await self._outcome_of(run, lane.slots)
+            await self._settle(run, lane)
+            return
+        async with self._takeover.admitted(run) as outcome:
+            run.outcome = outcome or await self._outcome_of(run, lane.slots)
+            await self._settle(run, lane)
 
     async def _settle(self, run: Run, lane: Lane) -> None:
         assert run.outcome is not None
@@ -100,6 +114,9 @@ class Intake:
             run.task, run.outcome, run.deliveries, lane.consumer.paused, record
         )
         self._tally.of(run.task.agent_type).totals.count(outcome)
+        if self._tracing is not None:
+            error = outcome.failure.error_type if isinstance(outcome, Dead) else None
+            self._tracing.settled(outcome.name, run.execution.attempts, error)
         self._runs.finish(run, outcome)
 
     def _new_run(self, key: Key, task: Task, lane: Lane, delivery: Delivery) -> Run:
@@ -119,6 +136,7 @@ class Intake:
             ),
             can_wait_outside=self._ledger is not None,
             times=self._tally.of(task.agent_type).times,
+            span=nullcontext if self._tracing is None else self._tracing.attempt,
         )
         return Run(key, task, [delivery], execution, memory, handler)
 

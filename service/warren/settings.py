@@ -110,6 +110,10 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
 
+    traces: bool = Field(
+        default=False,
+        description="Make OpenTelemetry traces (extra `otel`); its own OTEL_ variables say where they go.",
+    )
     connect_timeout: float = Field(10, gt=0, description="Time for one attempt to connect.")
     amqp_heartbeat: int = Field(30, ge=1, le=3600, description="Interval of AMQP heartbeats.")
     publish_timeout: float = Field(30, gt=0, description="Time for one publish to be confirmed.")

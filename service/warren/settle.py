@@ -40,6 +40,7 @@ from warren.settings import Settings
 from warren.store_ledger import Entry, Ledger
 from warren.store_outbox import Outbox
 from warren.topology import Names
+from warren.tracing import Tracing, carried_context
 from warren.wire import (
     LAST_IN_LINE,
     again,
@@ -71,8 +72,9 @@ class Settler:
         worker_id: str,
         declare: Callable[[], Awaitable[None]],
         ledger: Ledger | None,
+        tracing: Tracing | None = None,
     ) -> None:
-        self._ledger = ledger
+        self._ledger, self._tracing = ledger, tracing
         self._outbox = Outbox(ledger) if ledger is not None else None
         self._publisher, self._events, self._declare = publisher, events, declare
         self._settings, self._worker_id = settings, worker_id
@@ -246,11 +248,11 @@ class Settler:
             for delivery in tuple(deliveries)
             if delivery.properties.reply_to
         }
+        headers = carried_context(deliveries[0].headers) | (self._tracing.here() if self._tracing else {})
         for reply_to, correlation_id in wanted:
+            answer = result_message(result, task.task_id, reply_to or "", correlation_id, headers)
             try:
-                await self.publish_patiently(
-                    result_message(result, task.task_id, reply_to or "", correlation_id), unless=AccessRefused
-                )
+                await self.publish_patiently(answer, unless=AccessRefused)
             except (Unroutable, QueueFull, MessageTooLarge, AccessRefused) as error:
                 log.warning("result.unwanted", task_id=str(task.task_id), reply_to=reply_to, error=str(error))
 

@@ -7,22 +7,13 @@ from datetime import UTC, datetime
 
 from pydantic import JsonValue
 
-from warren.execution import (
-    Cancelled,
-    Dead,
-    Outcome,
-    Released,
-    RetryLater,
-    Stale,
-    Succeeded,
-    Superseded,
-)
+from warren.execution import Outcome
 from warren.histogram import Times
 
 
 @dataclass(slots=True)
 class Totals:
-    """Counts since the worker started."""
+    """Counts since the worker started, those of outcomes by their names."""
 
     delivered: int = 0
     redelivered: int = 0
@@ -39,21 +30,7 @@ class Totals:
 
     def count(self, outcome: Outcome) -> None:
         """Count an outcome that was settled."""
-        match outcome:
-            case Succeeded():
-                self.succeeded += 1
-            case Dead():
-                self.dead += 1
-            case Cancelled():
-                self.cancelled += 1
-            case Released():
-                self.released += 1
-            case RetryLater():
-                self.postponed += 1
-            case Superseded():
-                self.superseded += 1
-            case Stale():
-                self.stale += 1
+        setattr(self, outcome.name, getattr(self, outcome.name) + 1)
 
     def as_json(self) -> dict[str, JsonValue]:
         """The counts by name."""

@@ -249,13 +249,20 @@ def dead_message(delivery: Delivery, dead: Dead, agent_type: str, names: Names, 
     )
 
 
-def result_message(result: bytes, task_id: UUID, reply_to: str, correlation_id: str | None) -> Message:
+def result_message(
+    result: bytes,
+    task_id: UUID,
+    reply_to: str,
+    correlation_id: str | None,
+    headers: Headers | None = None,
+) -> Message:
     """The answer to whoever asked for it, through the default exchange."""
     return Message(
         exchange="",
         routing_key=reply_to,
         body=result,
         message_id=str(task_id),
+        headers=headers or {},
         correlation_id=correlation_id or str(task_id),
     )
 

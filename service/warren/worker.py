@@ -36,6 +36,7 @@ from warren.settle import Settler
 from warren.sharing import Sharing
 from warren.tally import Tally, Totals
 from warren.topology import Names, topology
+from warren.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +59,7 @@ class Worker:
         self._shares = shares(list(app.agents.values()), settings.prefetch)
         self._app = app
         self._names = Names(settings.namespace)
+        self._tracing = Tracing.of(settings, self._names.tasks)
         self._consuming = Connection(settings, url, f"{self.worker_id} consuming", self._declare_on)
         self._publishing = Connection(settings, url, f"{self.worker_id} publishing")
         self._publisher = Publisher(self._publishing)
@@ -84,7 +86,15 @@ class Worker:
     async def _run(self, remembering: Remembering | None) -> None:
         ledger = remembering.ledger if remembering else None
         board = remembering.board if remembering else None
-        settler = Settler(self._publisher, self._events, self.settings, self.worker_id, self._declare, ledger)
+        settler = Settler(
+            self._publisher,
+            self._events,
+            self.settings,
+            self.worker_id,
+            self._declare,
+            ledger,
+            self._tracing,
+        )
         control = Control(self._consuming, self._names, self.lanes, self._runs, board)
         self.pool = Pool(self.settings, self._events.tell)
         self._intake = Intake(
@@ -96,6 +106,7 @@ class Worker:
             ledger,
             control.is_cancelled,
             self.pool,
+            self._tracing,
         )
         self.lanes.update((name, self._lane(spec)) for name, spec in self._app.agents.items())
         with suppress(StoreUnavailable):  # it was there just now; the control loop tries again

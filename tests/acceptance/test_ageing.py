@@ -88,4 +88,5 @@ async def test_a_promoted_task_goes_before_those_of_the_class_above_that_came_la
         await client.submit("busy", "medium", priority="medium")
         gate.set()
         await eventually(lambda: worker.totals.succeeded == 3, "all ran")
+        await eventually(lambda: worker.totals.promoted == len(promoted), "each that rose is counted")
     assert ran == ["running", "low", "medium"]
