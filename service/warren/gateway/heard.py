@@ -23,7 +23,7 @@ from warren.errors import BrokerUnavailable, StoreUnavailable
 from warren.metrics import Metrics
 from warren.overview import Overview, overview
 from warren.settings import Settings
-from warren.store_archive import Archive
+from warren.store_archive import Archive, TaskRecord
 from warren.topology import Binding, Exchange, Names, Queue, Topology
 from warren_schemas import Event
 
@@ -46,15 +46,16 @@ class Listener:
         self._events: deque[Event] = deque(maxlen=KEPT)
         self._wake = asyncio.Event()
         self._is_over = False
+        self.ended: TaskRecord | None = None
 
     def tell(self, event: Event) -> None:
         """Something has happened."""
         self._events.append(event)
         self._wake.set()
 
-    def end(self) -> None:
-        """The task has ended, or the gateway does: nothing comes after what was told."""
-        self._is_over = True
+    def end(self, record: TaskRecord | None = None) -> None:
+        """The task has ended so, or (without a record) the gateway ends: nothing comes after that."""
+        self._is_over, self.ended = True, record
         self._wake.set()
 
     async def events(self) -> AsyncIterator[Event]:
@@ -154,8 +155,9 @@ class Heard:
         task_ids = list(self._listeners)
         for start in range(0, len(task_ids), CHUNK):
             for task_id in await self._archive.ended(task_ids[start : start + CHUNK]):
+                record = await self._archive.task(task_id)  # once, however many listen
                 for listener in self._listeners.get(task_id, ()):
-                    listener.end()
+                    listener.end(record)
 
     def _on_delivery(self, delivery: Delivery) -> None:
         delivery.ack()

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 from uuid import UUID
 
-import structlog
 from fastapi import APIRouter
 from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from warren.errors import StoreUnavailable
 from warren.gateway.auth import TheCaller
 from warren.gateway.heard import Heard
 from warren.gateway.models import TheBackend
 from warren.gateway.problems import later, problems
 from warren.gateway.rules import API
 from warren.gateway.tasks import find
-from warren.store_archive import Archive, TaskRecord
+from warren.store_archive import TaskRecord
 from warren_schemas import Event
-
-log = structlog.get_logger(__name__)
 
 router = APIRouter(prefix=API, tags=["tasks"])
 
 HEARTBEAT: Final = 15  # seconds between two comments that keep proxies from closing a silent stream
 SEND: Final = 60.0  # seconds that a reader may take for what was sent, before it is cut off
-PAUSE: Final = 1.0  # seconds until the store is asked again that was away
 
 _STREAM: Final = {
     "description": "`status` first, then `progress`, `retrying`, `released`, `promoted` as they happen, and "
@@ -52,36 +46,20 @@ _STREAM: Final = {
 )
 async def follow(task_id: UUID, backend: TheBackend, caller: TheCaller) -> EventSourceResponse:
     """A stream that ends with the task's outcome. Opened again, it begins with how things stand."""
-    await find(backend, caller, task_id)
+    record = await find(backend, caller, task_id)
     if backend.heard.is_full:
         raise later(503, "as many streams are open as there may be", kind="too-many-streams")
-    return EventSourceResponse(
-        _told(backend.heard, backend.archive, task_id), ping=HEARTBEAT, send_timeout=SEND, sep="\n"
-    )
+    return EventSourceResponse(_told(backend.heard, record), ping=HEARTBEAT, send_timeout=SEND, sep="\n")
 
 
-async def _told(heard: Heard, archive: Archive, task_id: UUID) -> AsyncIterator[ServerSentEvent]:
-    with heard.listener(task_id) as listener:
-        record = await archive.task(task_id)
-        if record is not None:
-            yield _event("status", {"task_id": str(task_id), "status": record.status})
+async def _told(heard: Heard, record: TaskRecord) -> AsyncIterator[ServerSentEvent]:
+    """It asks the store for nothing: once a stream has begun, there is no way to say that it is away."""
+    with heard.listener(record.task_id) as listener:
+        yield _event("status", {"task_id": str(record.task_id), "status": record.status})
         async for event in listener.events():
             yield _of(event)
-        ended = await _ended(archive, task_id)
-        if ended is not None:
-            yield _event("outcome", ended.as_result().model_dump(mode="json"))
-
-
-async def _ended(archive: Archive, task_id: UUID) -> TaskRecord | None:
-    """The task at its end; None when it has not ended: then it is the gateway that does."""
-    while True:
-        try:
-            record = await archive.task(task_id)
-        except StoreUnavailable as error:
-            log.info("stream.waits", task_id=str(task_id), error=str(error))
-            await asyncio.sleep(PAUSE)
-        else:
-            return record if record is not None and record.finished_at is not None else None
+        if listener.ended is not None:
+            yield _event("outcome", listener.ended.as_result().model_dump(mode="json"))
 
 
 def _of(event: Event) -> ServerSentEvent:
