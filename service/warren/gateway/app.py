@@ -11,7 +11,17 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from warren.gateway import agents, dead_letters, keys, probes, schedules, sessions, streams, tasks
+from warren.gateway import (
+    agents,
+    dead_letters,
+    keys,
+    probes,
+    schedules,
+    sessions,
+    streams,
+    submissions,
+    tasks,
+)
 from warren.gateway.auth import Gatekeeper, Guests
 from warren.gateway.backend import Backend
 from warren.gateway.limits import Buckets
@@ -46,7 +56,7 @@ def create_app(backend: Backend, *, is_local: bool) -> FastAPI:
     app.state.guests = Guests(backend.keys)
     for error in (HTTPException, RequestValidationError):
         app.add_exception_handler(error, answer)
-    for topic in (probes, sessions, tasks, streams, agents, dead_letters, schedules, keys):
+    for topic in (probes, sessions, submissions, tasks, streams, agents, dead_letters, schedules, keys):
         app.include_router(topic.router)
     _wrap(app, backend, is_local=is_local)
     _describe(app)
