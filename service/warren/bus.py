@@ -174,6 +174,8 @@ class Connection:
         try:
             await outer.connect(timeout=self.settings.connect_timeout)
         except (*LOST, TimeoutError) as error:
+            if is_cancelled():  # lost when both come at once (`asyncio.wait_for` of Python 3.11)
+                raise asyncio.CancelledError from error
             raise translate(error, self.url) from error
         if outer.transport is None:
             raise BrokerUnavailable(f"{without_password(self.url)} closed the connection at once")

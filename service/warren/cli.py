@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ from warren import (
     cli_dead,
     cli_demo,
     cli_doctor,
+    cli_gateway,
     cli_key,
     cli_schedule,
     cli_status,
@@ -26,6 +28,7 @@ from warren import (
     runtime,
     tracing,
 )
+from warren.agents import Warren
 from warren.cli_shared import err, out, read_settings
 from warren.client import Client
 from warren.errors import ConfigurationError, WarrenError
@@ -62,6 +65,7 @@ cli.command("cancel", epilog="Example: warren cancel 01932c07-209c-7b1f-8e4a-5f6
 )
 cli.command("pause", epilog="Example: warren pause summarise")(cli_control.pause)
 cli.command("resume", epilog="Example: warren resume summarise")(cli_control.resume)
+cli.command("gateway", epilog=cli_gateway.EXAMPLES)(cli_gateway.gateway)
 cli.command("status", epilog=cli_status.EXAMPLES)(cli_status.status)
 cli.command("doctor")(cli_doctor.doctor)
 cli.command("demo")(cli_demo.demo)
@@ -83,8 +87,13 @@ def root(
 
 
 @cli.command(epilog="Example: warren up examples.hello:app")
-def up(app: APP) -> None:
-    """Run a broker and a worker on this machine. Ctrl-C drains, a second Ctrl-C releases at once.
+def up(
+    app: APP,
+    with_gateway: Annotated[
+        bool, typer.Option("--gateway/--no-gateway", help="Serve the HTTP API as well.")
+    ] = True,
+) -> None:
+    """Run a broker, a worker and the gateway on this machine. Ctrl-C drains, a second one releases at once.
 
     The broker is WARREN_AMQP_URL, else a private rabbitmq-server, else one in Docker. One that was started
     here is stopped again at the end.
@@ -96,11 +105,16 @@ def up(app: APP) -> None:
     found = broker.ensure(settings, lambda text: err.print(escape(text)))
     try:
         err.print(f"broker: [bold]{escape(without_password(found.url))}[/]")
-        runtime.run(runtime.work(application, settings, found.url))
+        runtime.run(_up(application, settings, found.url, with_gateway=with_gateway))
     finally:
         if found.started:
             err.print("stopping the broker")
             broker.stop(settings)
+
+
+async def _up(application: Warren, settings: Settings, url: str, *, with_gateway: bool) -> None:
+    async with cli_gateway.beside_a_worker(settings, url) if with_gateway else nullcontext():
+        await runtime.work(application, settings, url)
 
 
 @cli.command(epilog="Example: WARREN_AMQP_URL=amqp://warren:secret@rabbit.internal/ warren worker tasks:app")

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import structlog
 
+from warren.bus import Message
 from warren.bus_publisher import Publisher
 from warren.client_store import ClientStore
 from warren.control import Command, control_message
@@ -51,8 +52,8 @@ class ClientControl:
         if decided.had_ended:
             return Cancellation(task_id, decided.before, None)
         await self._tell(Command(action="cancel", task_id=task_id))
-        if decided.before == SCHEDULED:  # there is no message of it: nobody else would answer
-            await self._answer(task_id, decided)
+        if decided.before == SCHEDULED:
+            await self._answer(answer_to(task_id, decided))
             return Cancellation(task_id, decided.before, None)
         return Cancellation(task_id, decided.before, await _ender(task_id, arrived, seconds))
 
@@ -71,15 +72,22 @@ class ClientControl:
     async def _tell(self, command: Command) -> None:
         await self._publisher.publish(control_message(command, self._names))
 
-    async def _answer(self, task_id: UUID, cancelled: Cancelled) -> None:
-        if cancelled.reply_to is None:
+    async def _answer(self, answer: Message | None) -> None:
+        if answer is None:
             return
-        body = cancelled_body(task_id, cancelled.attempts)
-        answer = result_message(body, task_id, cancelled.reply_to, cancelled.correlation_id)
         try:
             await self._publisher.publish(answer)
         except PublishError as error:
-            log.warning("result.unwanted", task_id=str(task_id), error=str(error))
+            log.warning("result.unwanted", task_id=answer.message_id, error=str(error))
+
+
+def answer_to(task_id: UUID, cancelled: Cancelled) -> Message | None:
+    """What whoever awaits a cancelled task is told, where nobody else would: it waited in the store, so there
+    is no message of it."""
+    if cancelled.before != SCHEDULED or cancelled.reply_to is None:
+        return None
+    body = cancelled_body(task_id, cancelled.attempts)
+    return result_message(body, task_id, cancelled.reply_to, cancelled.correlation_id)
 
 
 async def _ender(task_id: UUID, arrived: asyncio.Queue[Event], seconds: float) -> str | None:

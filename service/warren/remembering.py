@@ -71,7 +71,6 @@ class Remembering:
     def start(
         self,
         loops: Loops,
-        runs: Runs,
         agents: Iterable[AgentSpec],
         publisher: Publisher,
         publishing: Connection,
@@ -81,7 +80,6 @@ class Remembering:
         """Start the loops."""
         self._relay = Relay(Outbox(self.ledger), publisher, publishing, self._settings)
         loops.start("ledger", self.ledger.run())
-        loops.start("long runs", note_long(runs, self.ledger))
         loops.start("relay", self._relay.run())
         schedules = Schedules(self.ledger.store, self.ledger.surely)
         loops.start("scheduler", Scheduler(schedules, agents).run())

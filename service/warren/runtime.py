@@ -7,11 +7,12 @@ import importlib
 import logging
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import structlog
+import structlog.tracebacks
 import uvloop
 
 from warren import agents_file
@@ -98,8 +99,20 @@ async def work(app: Warren, settings: Settings, url: str) -> None:
     await worker.run()
 
 
+def _for_people() -> Sequence[structlog.types.Processor]:
+    return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+
+
+def _for_machines() -> Sequence[structlog.types.Processor]:
+    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
+
+
 def configure_logging(settings: Settings) -> None:
-    """Logs go to standard error: for people on a terminal, as JSON lines elsewhere."""
+    """Logs go to standard error: for people on a terminal, as JSON lines elsewhere.
+
+    Tracebacks are without local variables: among those are payloads, passwords and keys.
+    """
     terminal = sys.stderr.isatty()
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     structlog.configure(
@@ -107,8 +120,7 @@ def configure_logging(settings: Settings) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if terminal else [structlog.processors.dict_tracebacks]),
-            structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
+            *(_for_people() if terminal else _for_machines()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -99,6 +99,15 @@ class Settings(BaseSettings):
     heartbeat_interval: float = Field(5, gt=0, description="Time between a worker's health events.")
     task_events: bool = Field(default=False, description="Publish `task.*.succeeded` events too.")
 
+    gateway_host: str = Field("127.0.0.1", description="Where the gateway listens.")
+    gateway_port: int = Field(8470, ge=0, le=65535, description="Its port; 0 takes any that is free.")
+    gateway_rate: float = Field(100, gt=0, description="Requests a second that one key may make for long.")
+    gateway_burst: int = Field(200, ge=1, description="Requests that one key may make at once.")
+    gateway_max_body_bytes: int = Field(16 * MIB, ge=1, description="Largest body of a request, in bytes.")
+    gateway_body_timeout: float = Field(30, gt=0, description="Time for the body of a request to arrive.")
+    gateway_listeners: int = Field(10_000, ge=1, description="Streams of events that may be open at once.")
+    gateway_session_time: float = Field(43_200, gt=0, description="Time that a browser stays logged in.")
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
 
     traces: bool = Field(

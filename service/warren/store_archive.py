@@ -108,6 +108,11 @@ class Archive:
         query = select(tasks.c.status).where(tasks.c.task_id == task_id)
         return await self._store.read(lambda connection: connection.execute(query).scalar_one_or_none())
 
+    async def ended(self, task_ids: Sequence[UUID]) -> list[UUID]:
+        """Which of these tasks have ended."""
+        query = select(tasks.c.task_id).where(tasks.c.task_id.in_(task_ids), tasks.c.finished_at.is_not(None))
+        return await self._store.read(lambda connection: list(connection.execute(query).scalars()))
+
     async def prune(self, older_than: float) -> int:
         """Delete tasks that ended more than so many seconds ago, with their steps. Returns how many.
 

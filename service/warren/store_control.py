@@ -80,7 +80,7 @@ class Board:
         def act(connection: Connection) -> list[tuple[UUID, float]]:
             return [(row.task_id, row.finished_at) for row in connection.execute(query)]
 
-        return await self._store.run(act)
+        return await self._store.read(act)
 
     async def pause(self, agent_type: str) -> bool:
         """Nobody is to run this agent type any more. False: nobody was anyway."""
@@ -107,4 +107,4 @@ class Board:
         def act(connection: Connection) -> set[str]:
             return set(connection.execute(select(pauses.c.agent_type)).scalars())
 
-        return await self._store.run(act)
+        return await self._store.read(act)

@@ -127,7 +127,7 @@ class DeadIndex:
             query = select(func.count()).select_from(tasks).where(wanted.condition())
             return int(connection.execute(query).scalar_one())
 
-        return await self._store.run(act)
+        return await self._store.read(act)
 
     async def find(
         self,
@@ -143,7 +143,19 @@ class DeadIndex:
         def act(connection: Connection) -> list[DeadTask]:
             return [_dead_task(row) for row in connection.execute(query).mappings()]
 
-        return await self._store.run(act)
+        return await self._store.read(act)
+
+    async def page(
+        self, wanted: Filter, limit: int, after: Position | None = None
+    ) -> tuple[list[DeadTask], Position | None]:
+        """The newest first, and the position that others are behind; None where there are none."""
+        query = _ordered(wanted, _SUMMARY, limit + 1, oldest_first=False, after=after)
+        rows = await self._store.read(partial(_rows, query))
+        # Of the row itself: a datetime has no more than microseconds.
+        last = rows[limit - 1] if len(rows) > limit else None
+        return [_dead_task(row) for row in rows[:limit]], (
+            None if last is None else Position(last["finished_at"], last["task_id"])
+        )
 
     async def groups(self, wanted: Filter, limit: int) -> list[Group]:
         """The largest groups of like failures, at most so many."""
@@ -166,7 +178,7 @@ class DeadIndex:
             largest = sorted(parts.values(), key=lambda rows: -sum(row["count"] for row in rows))[:limit]
             return [_group(connection, rows) for rows in largest]
 
-        return await self._store.run(act)
+        return await self._store.read(act)
 
     async def show(self, task_id: UUID) -> DeadLetter | None:
         """Everything about one, or None when the task is not dead."""
@@ -176,14 +188,14 @@ class DeadIndex:
             row = connection.execute(query).mappings().one_or_none()
             return None if row is None else _dead_letter(row)
 
-        return await self._store.run(act)
+        return await self._store.read(act)
 
     async def export(self, wanted: Filter) -> AsyncIterator[DeadLetter]:
         """Everything about each, the oldest first, a page in memory at a time."""
         after: Position | None = None
         while True:
             query = _ordered(wanted, _EVERYTHING, PAGE, oldest_first=True, after=after)
-            rows = await self._store.run(partial(_rows, query))
+            rows = await self._store.read(partial(_rows, query))
             for row in rows:
                 yield _dead_letter(row)
             if len(rows) < PAGE:

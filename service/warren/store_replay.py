@@ -144,7 +144,7 @@ class Replays:
             query = select(replays).where(replays.c.replay_id == replay_id)
             return _replay(connection.execute(query).mappings().one())
 
-        return await self._store.run(act)
+        return await self._store.read(act)
 
     async def find(self, prefix: str) -> list[Replay]:
         """Replays whose id begins like this, the newest first, a few at most."""
@@ -154,7 +154,7 @@ class Replays:
             found = connection.execute(query.order_by(replays.c.created_at.desc()).limit(10))
             return [_replay(row) for row in found.mappings()]
 
-        return await self._store.run(act)
+        return await self._store.read(act)
 
     async def mark(self, replay_id: str, status: Status, reason: str = "") -> None:
         """Note how a replay stands; a running one that does so now and then shows that it is alive."""
@@ -179,7 +179,7 @@ class Replays:
                     return True
             return False
 
-        return await self._store.run(act)
+        return await self._store.read(act)
 
     async def outcomes(self, replay_id: str) -> Outcomes:
         """How the tasks of a replay stand."""
@@ -194,7 +194,7 @@ class Replays:
             otherwise = sum(counts.pop(status, 0) for status in _ENDED_OTHERWISE) - same
             return Outcomes(counts.pop(SUCCEEDED, 0), same, otherwise, open=sum(counts.values()))
 
-        return await self._store.run(act)
+        return await self._store.read(act)
 
     async def take(
         self,

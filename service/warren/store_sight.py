@@ -44,4 +44,4 @@ async def look_into(store: Store) -> StoreSight:
         paused = frozenset(connection.execute(select(pauses.c.agent_type)).scalars())
         return StoreSight(letters, waiting, count, 0.0 if oldest is None else max(0.0, now - oldest), paused)
 
-    return await store.run(act)
+    return await store.read(act)

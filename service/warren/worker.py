@@ -28,7 +28,7 @@ from warren.intake import Intake
 from warren.lanes import Lane, Slots
 from warren.loops import Loops
 from warren.pool import Pool
-from warren.remembering import Remembering
+from warren.remembering import Remembering, note_long
 from warren.runs import Runs
 from warren.scheduler import warn_of_the_unscheduled
 from warren.settings import Settings
@@ -91,9 +91,9 @@ class Worker:
         async with Loops() as loops:
             self._start_loops(loops, control, ageing, health, fleet)
             if remembering is not None:
+                loops.start("long runs", note_long(self._runs, remembering.ledger))
                 remembering.start(
                     loops,
-                    self._runs,
                     self._app.agents.values(),
                     self._publisher,
                     self._publishing,

@@ -29,7 +29,7 @@ LAYERS: Final = {
     ),
     "edges": (
         "__init__", "client", "client_*", "runtime", "agents_file", "asyncapi", "schemas", "cli", "cli_*",
-        "demo", "demo_*", "testing", "metrics", "metrics_*",
+        "demo", "demo_*", "testing", "metrics", "metrics_*", "gateway", "gateway.*",
     ),
 }  # fmt: skip
 LOWEST_FIRST: Final = list(LAYERS)
@@ -39,15 +39,29 @@ RESERVED: Final = {
     "aio_pika": ("bus", "bus_*"),
     "aiormq": ("bus", "bus_*"),
     "croniter": ("cron",),
+    "fastapi": ("gateway.*",),
     "httpx": ("http_agent",),
     "opentelemetry": ("tracing",),
     "pamqp": ("bus", "bus_*"),
     "prometheus_client": ("metrics", "metrics_*"),
     "pydantic_settings": ("settings",),
     "sqlalchemy": ("store", "store_*"),
+    "sse_starlette": ("gateway.*",),
+    "starlette": ("gateway.*",),
+    "uvicorn": ("gateway.*",),
 }
 
-MODULES: Final = sorted(path.stem for path in SERVICE.glob("*.py"))
+# The one folder in the package; its modules are called `gateway.app`, itself `gateway`.
+GATEWAY: Final = SERVICE / "gateway"
+
+
+def _name(path: Path) -> str:
+    names = path.relative_to(SERVICE).with_suffix("").parts
+    return ".".join(names[:-1] if len(names) > 1 and names[-1] == "__init__" else names)
+
+
+FILES: Final = {_name(path): path for folder in (SERVICE, GATEWAY) for path in folder.glob("*.py")}
+MODULES: Final = sorted(FILES)
 
 
 def layer(module: str) -> int | None:
@@ -60,7 +74,7 @@ def layer(module: str) -> int | None:
 
 @cache
 def tree(module: str) -> ast.Module:
-    return ast.parse((SERVICE / f"{module}.py").read_text(encoding="utf-8"))
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
 
 
 def running(node: ast.AST) -> Iterator[ast.AST]:
@@ -90,14 +104,15 @@ def imported(module: str) -> frozenset[str]:
 
 def _origin(package: str, name: str) -> str:
     """`from warren import bus` imports the module `warren.bus`; `from warren import Client` the package."""
-    return f"{package}.{name}" if package == "warren" and name in MODULES else package
+    full = f"{package}.{name}"
+    return full if full.removeprefix("warren.") in MODULES else package
 
 
 @cache
 def neighbours(module: str) -> frozenset[str]:
     """The modules of `service/warren` that a module imports."""
-    ours = [name.split(".") for name in imported(module) if name.split(".")[0] == "warren"]
-    return frozenset(parts[1] if len(parts) > 1 else "__init__" for parts in ours)
+    ours = [name for name in imported(module) if name.split(".")[0] == "warren"]
+    return frozenset(name.removeprefix("warren.") if "." in name else "__init__" for name in ours)
 
 
 @pytest.mark.parametrize("module", MODULES)

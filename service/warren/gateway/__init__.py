@@ -1,0 +1,1 @@
+"""The gateway: submit, watch and repair through HTTP. It needs the extra `gateway`."""

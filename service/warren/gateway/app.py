@@ -1,0 +1,95 @@
+"""The application: routes, and the walls around them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from warren.gateway import (
+    agents,
+    dead_letters,
+    keys,
+    probes,
+    schedules,
+    sessions,
+    streams,
+    submissions,
+    tasks,
+)
+from warren.gateway.auth import Gatekeeper, Guests
+from warren.gateway.backend import Backend
+from warren.gateway.limits import Buckets
+from warren.gateway.problems import Problem, answer
+from warren.gateway.walls import LOOPBACK_NAMES, Answers, Bodies, Hosts
+
+DESCRIPTION: Final = """Submit, watch and repair the tasks of a Warren fleet.
+
+Errors are problem details ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)). A 202 means durable: the task
+is in the store, and is published even if the broker was down."""
+
+
+def create_app(backend: Backend, *, is_local: bool) -> FastAPI:
+    """The gateway over a backend. `is_local`: it listens on a loopback address, and has no other name."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with backend.running():
+            yield
+
+    app = FastAPI(
+        title="Warren",
+        version=version("warren"),
+        description=DESCRIPTION,
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,  # these pages have scripts from elsewhere, which the policy forbids
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.state.backend = backend
+    app.state.guests = Guests(backend.keys)
+    for error in (HTTPException, RequestValidationError):
+        app.add_exception_handler(error, answer)
+    for topic in (probes, sessions, submissions, tasks, streams, agents, dead_letters, schedules, keys):
+        app.include_router(topic.router)
+    _wrap(app, backend, is_local=is_local)
+    _describe(app)
+    return app
+
+
+def _wrap(app: FastAPI, backend: Backend, *, is_local: bool) -> None:
+    """Build the walls; the last one is the outermost."""
+    settings = backend.settings
+    app.add_middleware(
+        Bodies, max_bytes=settings.gateway_max_body_bytes, seconds=settings.gateway_body_timeout
+    )
+    app.add_middleware(
+        Gatekeeper,
+        guests=app.state.guests,
+        buckets=Buckets(settings.gateway_rate, settings.gateway_burst),
+    )
+    if is_local:
+        app.add_middleware(Hosts, names=LOOPBACK_NAMES)
+    app.add_middleware(Answers)
+
+
+def _describe(app: FastAPI) -> None:
+    """Have the OpenAPI document tell of problems, and nothing of FastAPI's own errors."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = plain()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            schemas["Problem"] = Problem.model_json_schema()
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+        return plain()
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,146 @@
+"""What the routes stand on: the store, the connections to the broker, and the loops between them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final, Literal, Self
+
+import structlog
+from pydantic import JsonValue
+
+from warren.bus import Connection
+from warren.bus_publisher import Publisher
+from warren.errors import ConfigurationError, StoreError
+from warren.gateway.auth import Caller
+from warren.gateway.heard import Heard
+from warren.gateway.replays import Carrier
+from warren.gateway.steering import Steering
+from warren.lookout import Sight, look_around
+from warren.loops import Loops
+from warren.remembering import Remembering
+from warren.settings import Settings
+from warren.store_admission import Admission
+from warren.store_archive import Archive
+from warren.store_audit import Audit
+from warren.store_keys import Keys
+from warren.topology import Names, topology
+
+log = structlog.get_logger(__name__)
+
+PROBE: Final = 2.0  # seconds in which the store has to answer to count as there
+SIGHT: Final = 1.0  # seconds for which a look at the queues and the store is good
+DRAIN: Final = 5.0  # seconds that the relay has at the end for what it is publishing
+
+
+class Backend:
+    """An open store and supervised connections. Both may go away and come back; requests are told meanwhile.
+
+    The relay runs here too, with the scheduler and the desk, so that what is submitted leaves the store even
+    where no worker has this store.
+    """
+
+    def __init__(self, remembering: Remembering, settings: Settings, url: str, name: str) -> None:
+        self.settings, self.names = settings, Names(settings.namespace)
+        self.store = remembering.ledger.store
+        self.loops, self._begun = Loops(), asyncio.Event()
+        self._remembering = remembering
+        self._publishing = Connection(settings, url, f"{name} publishing", self._declare_on)
+        self._consuming = Connection(settings, url, f"{name} consuming")
+        publisher = Publisher(self._publishing)
+        self._publisher = publisher
+        self.archive, self.keys, self.audit = Archive(self.store), Keys(self.store), Audit(self.store)
+        self.admission = Admission(
+            self.store,
+            max_tasks_per_user=settings.max_tasks_per_user,
+            outbox_capacity=settings.outbox_capacity,
+        )
+        self._looking, self._sight, self._seen_at = asyncio.Lock(), Sight(), -SIGHT
+        self.heard = Heard(self._consuming, self.archive, settings)
+        self.steering = Steering(remembering.board, publisher, self.names, self.loops)
+        self.carrier = Carrier(self.store, settings, self.heard, self.loops)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings, url: str) -> AsyncIterator[Self]:
+        """With the store open; one that is not there yet is waited for.
+
+        Raises StoreUnusable, or ConfigurationError where the settings name no store.
+        """
+        name = f"gateway-{os.getpid()}-{secrets.token_hex(3)}"
+        async with AsyncExitStack() as stack:
+            remembering = await Remembering.open(stack, settings, name, _unheard)
+            if remembering is None:
+                raise ConfigurationError(
+                    "WARREN_STORE_URL is `none`: the gateway answers when a task is durable, "
+                    "and that needs a store"
+                )
+            yield cls(remembering, settings, url, name)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """With the loops running. The broker need not be there."""
+        async with self.loops as loops:
+            loops.start("publishing connection", self._publishing.supervise())
+            loops.start("consuming connection", self._consuming.supervise())
+            loops.start("events", self.heard.listen())
+            loops.start("outcomes", self.heard.watch())
+            self._remembering.start(
+                loops, (), self._publisher, self._publishing, self._consuming, self._declare
+            )
+            self._begun.set()
+            try:
+                yield
+            finally:
+                if self.broker_state == "up":  # else nothing is under way
+                    await self._remembering.drain(DRAIN)
+        await self._consuming.close()
+        await self._publishing.close()
+
+    async def sight(self) -> Sight:
+        """The queues and the store, seen a second ago at most."""
+        async with self._looking:
+            if time.monotonic() - self._seen_at > SIGHT:
+                types = self.heard.metrics.agent_types
+                self._sight = await look_around(self._publishing, self.names, types, self.store)
+                self._seen_at = time.monotonic()
+            return self._sight
+
+    async def note(self, caller: Caller, action: str, subject: str, details: JsonValue = None) -> None:
+        """Write down who does what. Before it is done: nothing happens without a row."""
+        await self.audit.write(caller.key_id, caller.user_id, action, subject, details)
+
+    async def store_state(self) -> Literal["up", "down"]:
+        """Whether the store answers."""
+        try:
+            async with asyncio.timeout(PROBE):
+                await self.store.ping()
+        except (StoreError, TimeoutError) as error:
+            log.warning("gateway.store_down", error=str(error))
+            return "down"
+        return "up"
+
+    async def watch(self) -> None:
+        """Wait until a loop fails, and raise its error."""
+        await self._begun.wait()
+        await self.loops.watch()
+
+    @property
+    def broker_state(self) -> Literal["up", "down"]:
+        """Whether both connections to the broker can be used."""
+        return "up" if self._publishing.is_open and self._consuming.is_open else "down"
+
+    async def _declare(self) -> None:
+        await self._declare_on(self._publishing)
+
+    async def _declare_on(self, connection: Connection) -> None:
+        """What is there without any agent: exchanges, the ageing and the dead queue."""
+        await connection.declare(topology((), connection.profile, self.settings))
+
+
+def _unheard(_up: bool, _reason: str) -> None:  # noqa: FBT001 - the ledger calls it so
+    """The ledger logs it, and requests find out themselves."""

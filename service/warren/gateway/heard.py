@@ -1,0 +1,206 @@
+"""What the gateway hears of the fleet: one subscription for everybody who listens here.
+
+A listener that is slow keeps the newest events of its task, and its outcome: neither it nor ten thousand like
+it take more memory the longer they wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+from uuid import UUID, uuid4
+
+import structlog
+from pydantic import ValidationError
+
+from warren.bus import Connection
+from warren.bus_consumer import Consumer
+from warren.bus_delivery import Delivery
+from warren.errors import BrokerUnavailable, StoreUnavailable
+from warren.metrics import Metrics
+from warren.overview import Overview, overview
+from warren.settings import Settings
+from warren.store_archive import Archive, TaskRecord
+from warren.topology import Binding, Exchange, Names, Queue, Topology
+from warren_schemas import Event
+
+log = structlog.get_logger(__name__)
+
+PATTERNS: Final = ("health.worker.#", "health.breaker.*.open", "task.#")
+PREFETCH: Final = 1000  # events are small, and are dealt with at once
+KEPT: Final = 32  # events that a slow listener has before it; the oldest give way
+ALARMS: Final = 100  # openings of breakers that a replay has before it
+LOOK: Final = 0.5  # seconds between two looks for tasks that have ended
+SHORTEST: Final = 0.1  # … and if an event says that one has
+CHUNK: Final = 500  # tasks that one look asks for at once
+ENDED: Final = frozenset({"succeeded", "dead", "cancelled"})
+
+
+class Listener:
+    """Somebody who wants to know what happens to one task."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque(maxlen=KEPT)
+        self._wake = asyncio.Event()
+        self._is_over = False
+        self.ended: TaskRecord | None = None
+
+    def tell(self, event: Event) -> None:
+        """Something has happened."""
+        self._events.append(event)
+        self._wake.set()
+
+    def end(self, record: TaskRecord | None = None) -> None:
+        """The task has ended so, or (without a record) the gateway ends: nothing comes after that."""
+        self._is_over, self.ended = True, record
+        self._wake.set()
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What happens, until it is over."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._events:
+                yield self._events.popleft()
+            if self._is_over:
+                return
+
+
+class Heard:
+    """The fleet's events, taken in once: workers, breakers that open, and tasks that are listened to."""
+
+    def __init__(self, connection: Connection, archive: Archive, settings: Settings) -> None:
+        self.metrics = Metrics(settings)
+        self._connection, self._archive = connection, archive
+        self._names, self._most = Names(settings.namespace), settings.gateway_listeners
+        self._grace = settings.reconnect_max_delay
+        self._listeners: dict[UUID, set[Listener]] = {}
+        self._alarms: set[asyncio.Queue[Event]] = set()
+        self._look = asyncio.Event()
+        self.listening = 0
+        self._consumer = Consumer(connection, self._new_name(), self._on_delivery, self._declare)
+
+    def now(self) -> float:
+        """The clock that workers are heard by."""
+        return asyncio.get_running_loop().time()
+
+    def overview(self) -> Overview:
+        """The fleet, as it is heard."""
+        return overview(self.metrics.peers, self.now())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody else may listen to a task now."""
+        return self.listening >= self._most
+
+    @contextmanager
+    def listener(self, task_id: UUID) -> Iterator[Listener]:
+        """Listen to a task, from the moment that this is entered."""
+        listener = Listener()
+        self._listeners.setdefault(task_id, set()).add(listener)
+        self.listening += 1
+        self._look.set()
+        try:
+            yield listener
+        finally:
+            self.listening -= 1
+            self._listeners[task_id].discard(listener)
+            if not self._listeners[task_id]:
+                del self._listeners[task_id]
+
+    async def breakers(self) -> AsyncIterator[Event]:
+        """Breakers that open, from the first step on."""
+        alarms: asyncio.Queue[Event] = asyncio.Queue(ALARMS)
+        self._alarms.add(alarms)
+        try:
+            while True:
+                yield await alarms.get()
+        finally:
+            self._alarms.discard(alarms)
+
+    def close(self) -> None:
+        """Let every listener go."""
+        for listeners in self._listeners.values():
+            for listener in listeners:
+                listener.end()
+
+    # -- loops --------------------------------------------------------------------------------------------
+
+    async def listen(self) -> None:
+        """Take events in until cancelled. What is published while the broker is away is missed."""
+        await self._connection.ready()
+        with suppress(BrokerUnavailable):  # the consumer declares it again, and waits for the connection
+            await self._declare()
+        self._consumer.want(PREFETCH)
+        try:
+            await self._consumer.run()
+        finally:
+            await self._consumer.close()
+
+    async def watch(self) -> None:
+        """See which tasks have ended, for ever: the store knows, events may be missed or not be published."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK):
+                    await self._look.wait()
+            self._look.clear()
+            with suppress(StoreUnavailable):
+                await self._end_those_that_have()
+            await asyncio.sleep(SHORTEST)
+
+    async def _end_those_that_have(self) -> None:
+        task_ids = list(self._listeners)
+        for start in range(0, len(task_ids), CHUNK):
+            for task_id in await self._archive.ended(task_ids[start : start + CHUNK]):
+                record = await self._archive.task(task_id)  # once, however many listen
+                for listener in self._listeners.get(task_id, ()):
+                    listener.end(record)
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        delivery.ack()
+        if delivery.routing_key.startswith("task.") and not self._listeners:
+            return
+        try:
+            event = Event.model_validate_json(delivery.body)
+        except ValidationError as error:
+            log.warning("event.unreadable", error=str(error))
+            return
+        match event.kind:
+            case "worker":
+                self.metrics.take(event, self.now())
+            case "breaker":
+                for alarms in self._alarms:
+                    with suppress(asyncio.QueueFull):
+                        alarms.put_nowait(event)
+            case "task":
+                self._pass_on(event)
+
+    def _pass_on(self, event: Event) -> None:
+        try:
+            task_id = UUID(str(event.details.get("task_id")))
+        except ValueError:
+            return
+        listeners = self._listeners.get(task_id)
+        if not listeners:
+            return
+        if event.state in ENDED:
+            self._look.set()  # the store says how it has ended
+            return
+        for listener in listeners:
+            listener.tell(event)
+
+    async def _declare(self) -> None:
+        # A new name each time, as in `fleet`: the queue of a lost connection may still be locked.
+        name = self._consumer.queue = self._new_name()
+        events = self._names.events
+        bindings = tuple(Binding(events, name, pattern) for pattern in PATTERNS)
+        await self._connection.declare(
+            Topology((Exchange(events, "topic"),), (Queue(name, exclusive=True),), bindings)
+        )
+        self.metrics.excuse(self.now() + self._grace)
+
+    def _new_name(self) -> str:
+        return f"{self._names.namespace}.gateway.{uuid4().hex}"

@@ -1,0 +1,64 @@
+"""What the routes share: what they are given, times, and pages."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import UTC, datetime
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, Query, Request
+from pydantic_core import from_json, to_json
+
+from warren.gateway.auth import Guests
+from warren.gateway.backend import Backend
+from warren.gateway.problems import ProblemError
+from warren_schemas.values import UtcDatetime
+
+Time = UtcDatetime
+"""A time with its offset."""
+
+
+def _backend(request: Request) -> Backend:
+    backend: Backend = request.app.state.backend
+    return backend
+
+
+def _guests(request: Request) -> Guests:
+    guests: Guests = request.app.state.guests
+    return guests
+
+
+TheBackend = Annotated[Backend, Depends(_backend)]
+TheGuests = Annotated[Guests, Depends(_guests)]
+
+Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]
+Cursor = Annotated[
+    str | None, Query(max_length=200, description="The `next` of the last page; it means nothing else.")
+]
+
+
+def moment(seconds: float) -> datetime:
+    """A time of the store, which keeps seconds since the epoch."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def time_of(seconds: float | None) -> datetime | None:
+    """The same where there may be none."""
+    return None if seconds is None else moment(seconds)
+
+
+def cursor_of(at: float, task_id: UUID) -> str:
+    """A place in a list that is ordered by a time and an id."""
+    return urlsafe_b64encode(to_json([at, str(task_id)])).decode().rstrip("=")
+
+
+def place_of(cursor: str | None) -> tuple[float, UUID] | None:
+    """The place that a cursor stands for. Raises ProblemError (422) for one that we did not make."""
+    if cursor is None:
+        return None
+    try:
+        at, task_id = from_json(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), allow_inf_nan=False)
+        return float(at), UUID(task_id)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise ProblemError(422, f"{cursor!r} is no cursor: take the `next` of a page as it is") from error

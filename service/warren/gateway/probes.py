@@ -1,0 +1,53 @@
+"""`/healthz` and `/readyz`: for whoever restarts gateways, and whoever sends requests to them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+
+from warren.gateway.models import TheBackend
+
+router = APIRouter(tags=["probes"])
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Whether requests can be served, and how each part stands."""
+
+    status: Literal["ready", "degraded", "not ready"] = Field(
+        description="`degraded`: tasks are taken, and published when the broker is back."
+    )
+    parts: dict[Literal["store", "broker"], Literal["up", "down"]]
+
+
+@router.get("/healthz", summary="Is the process alive?")
+async def healthz() -> Health:
+    """Answers as long as the process does. It asks nothing of the store or the broker."""
+    return Health()
+
+
+@router.get(
+    "/readyz",
+    summary="Can it serve requests?",
+    responses={503: {"model": Readiness, "description": "The store is down: nothing can be taken."}},
+)
+async def readyz(backend: TheBackend, response: Response) -> Readiness:
+    """Says which part is not there.
+
+    Without the store nothing can be taken: 503. Without the broker tasks are still taken, so a gateway stays
+    ready, `degraded`: to send requests elsewhere would help nobody.
+    """
+    store, broker = await backend.store_state(), backend.broker_state
+    if store == "down":
+        response.status_code = 503
+    status: Literal["ready", "degraded", "not ready"] = (
+        "not ready" if store == "down" else "degraded" if broker == "down" else "ready"
+    )
+    return Readiness(status=status, parts={"store": store, "broker": broker})

@@ -1,0 +1,161 @@
+"""Problem details (RFC 9457): the one way in which the gateway says that something did not work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+import structlog
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from warren.errors import BrokerError, ConfigurationError, StoreError, StoreUnavailable
+from warren.failure import what_does_not_fit
+
+log = structlog.get_logger(__name__)
+
+MEDIA_TYPE: Final = "application/problem+json"
+RETRY_AFTER: Final = 5  # seconds until it is worth asking again for what may heal by itself
+INPUT_SHOWN: Final = 200  # characters of a wrong value in the error that names it
+
+_EXAMPLE: Final[JsonDict] = {
+    "type": "about:blank",
+    "title": "Not Found",
+    "status": 404,
+    "detail": "there is no task 01932c07-209c-7b1f-8e4a-5f6d0c9b7a31",
+}
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457). Some types have more members: numbers, or a list of errors."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_EXAMPLE]})
+
+    type: str = Field(
+        "about:blank", description="What kind of problem; `about:blank` says what `title` does."
+    )
+    title: str = Field(description="The same for every problem of this type.")
+    status: int = Field(description="The HTTP status.", ge=400, le=599)
+    detail: str = Field(description="What happened this time, and the way out.")
+
+
+class ProblemError(Exception):
+    """Raised anywhere in the gateway, it becomes the answer.
+
+    `kind` names a type of problem of its own; `more` are further members.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        kind: str | None = None,
+        title: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.headers = dict(headers or {})
+        self.problem = Problem(
+            type="about:blank" if kind is None else f"urn:warren:problem:{kind}",
+            title=title or HTTPStatus(status).phrase,
+            status=status,
+            detail=detail,
+            **more,
+        )
+
+    def response(self) -> Response:
+        """The answer."""
+        body = self.problem.model_dump_json().encode()
+        return Response(body, self.problem.status, self.headers, MEDIA_TYPE)
+
+
+def not_found(what: str) -> ProblemError:
+    """404 Not Found: also what a tenant is told of what belongs to somebody else."""
+    return ProblemError(404, what)
+
+
+def later(status: int, detail: str, seconds: float = RETRY_AFTER, **more: Any) -> ProblemError:
+    """Something that may work if it is tried again in so many seconds (RFC 9110, section 10.2.3)."""
+    return ProblemError(status, detail, headers={"Retry-After": str(max(1, round(seconds)))}, **more)
+
+
+def problem_of(error: Exception) -> ProblemError:
+    """The problem that an error is to whoever asked. What is a bug of ours is logged, and told without a word
+    of what is inside."""
+    match error:
+        case ProblemError():
+            return error
+        case HTTPException():
+            return ProblemError(error.status_code, str(error.detail), headers=error.headers)
+        case RequestValidationError():
+            return _invalid(error)
+        case StoreUnavailable():
+            log.warning("gateway.store_unavailable", error=str(error))
+            return later(
+                503, "the store cannot be used now: nothing was changed, try again", kind="store-down"
+            )
+        case StoreError():
+            log.error("gateway.store_unusable", error=str(error))
+            return later(503, "the store cannot be used: its operator has to act", 60, kind="store-unusable")
+        case BrokerError():
+            log.warning("gateway.broker_unavailable", error=str(error))
+            return later(503, "the broker cannot be used now: try again", kind="broker-down")
+        case ConfigurationError():
+            return ProblemError(422, str(error))
+        case ValidationError():
+            return ProblemError(422, what_does_not_fit(error))
+        case _:
+            log.error("gateway.bug", exc_info=error)
+            return ProblemError(500, "the gateway failed: its log says how", kind="bug")
+
+
+async def answer(_request: Request, error: Exception) -> Response:
+    """`problem_of` as FastAPI calls it."""
+    return problem_of(error).response()
+
+
+def _invalid(error: RequestValidationError) -> ProblemError:
+    found = [
+        {
+            "where": [part if isinstance(part, int) else str(part) for part in one["loc"]],
+            "message": str(one["msg"]),
+            "got": repr(one.get("input"))[:INPUT_SHOWN],
+        }
+        for one in error.errors()
+    ]
+    told = "; ".join(f"{'.'.join(str(part) for part in one['where'])}: {one['message']}" for one in found)
+    return ProblemError(422, told, kind="invalid", title="The request does not fit", errors=found)
+
+
+_DESCRIPTIONS: Final = {
+    400: "The request cannot be read.",
+    401: "No key, or one that is wrong, expired or revoked.",
+    403: "The key's role does not allow this, or the request came from another site.",
+    404: "It is not there, or belongs to somebody else.",
+    405: "Not a method of this path.",
+    408: "The body took too long to arrive.",
+    409: "It is in another state than this needs.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    421: "The gateway is not known by this host name.",
+    422: "Something in the request does not fit; `errors` says where.",
+    429: "Too many: see `Retry-After`, and the numbers.",
+    503: "The store, the broker or the outbox cannot take it now: see `Retry-After`.",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problems of a route, for the OpenAPI document: these, and those that any request can meet."""
+    common = (400, 401, 403, 408, 413, 415, 421, 422, 429, 503)
+    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {
+        status: {"description": _DESCRIPTIONS[status], "content": {MEDIA_TYPE: schema}}
+        for status in sorted({*common, *statuses})
+    }

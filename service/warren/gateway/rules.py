@@ -1,0 +1,70 @@
+"""Who may do what: one rule for each route. What has no rule is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from starlette.routing import compile_path
+
+from warren.store_keys import Role
+
+Need = Literal["nobody", "tenant", "operator", "admin"]
+"""The least role that a caller has to have; `nobody` needs no key."""
+
+RANK: Final[Mapping[Need | Role, int]] = {"nobody": 0, "tenant": 1, "operator": 2, "admin": 3}
+
+API: Final = "/api/v1"
+
+RULES: Final[Mapping[tuple[str, str], Need]] = {
+    ("GET", "/healthz"): "nobody",
+    ("GET", "/readyz"): "nobody",
+    ("GET", "/metrics"): "operator",
+    ("GET", "/login"): "nobody",
+    ("GET", f"{API}/openapi.json"): "nobody",
+    ("HEAD", f"{API}/openapi.json"): "nobody",
+    ("POST", f"{API}/session"): "nobody",
+    ("GET", f"{API}/session"): "tenant",
+    ("DELETE", f"{API}/session"): "tenant",
+    # A tenant's own; those of others are not there (404).
+    ("POST", f"{API}/tasks"): "tenant",
+    ("GET", f"{API}/tasks"): "tenant",
+    ("GET", f"{API}/tasks/{{task_id}}"): "tenant",
+    ("DELETE", f"{API}/tasks/{{task_id}}"): "tenant",
+    ("GET", f"{API}/tasks/{{task_id}}/events"): "tenant",
+    # The fleet.
+    ("GET", f"{API}/agents/queue/status"): "operator",
+    ("GET", f"{API}/agents/health"): "operator",
+    ("GET", f"{API}/agents/metrics"): "operator",
+    ("POST", f"{API}/agents/{{agent_type}}/pause"): "operator",
+    ("POST", f"{API}/agents/{{agent_type}}/resume"): "operator",
+    ("GET", f"{API}/dead-letters"): "operator",
+    ("GET", f"{API}/dead-letters/groups"): "operator",
+    ("POST", f"{API}/dead-letters/discard"): "operator",
+    ("POST", f"{API}/dead-letters/replay"): "operator",
+    ("GET", f"{API}/dead-letters/replays/{{replay_id}}"): "operator",
+    ("POST", f"{API}/dead-letters/replays/{{replay_id}}/resume"): "operator",
+    ("GET", f"{API}/schedules"): "operator",
+    ("POST", f"{API}/schedules"): "operator",
+    ("DELETE", f"{API}/schedules/{{name}}"): "operator",
+    # The keys to all of it.
+    ("GET", f"{API}/keys"): "admin",
+    ("POST", f"{API}/keys"): "admin",
+    ("DELETE", f"{API}/keys/{{key_id}}"): "admin",
+    ("GET", f"{API}/audit"): "admin",
+}
+
+_PATHS: Final = {path: compile_path(path)[0] for _, path in RULES}
+
+
+def rule_for(method: str, path: str) -> Need | None:
+    """What a request needs. None: there is no such route, or it has no rule."""
+    for template, pattern in _PATHS.items():
+        if (method, template) in RULES and pattern.match(path):
+            return RULES[method, template]
+    return None
+
+
+def is_known(path: str) -> bool:
+    """Whether there is a route of this path, with whatever method."""
+    return any(pattern.match(path) for pattern in _PATHS.values())

@@ -1,0 +1,111 @@
+"""Recurring tasks, for operators."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic_core import from_json, to_json
+
+from warren import cron
+from warren.gateway.auth import TheCaller
+from warren.gateway.models import TheBackend, moment, time_of
+from warren.gateway.problems import ProblemError, not_found, problems
+from warren.gateway.rules import API
+from warren.store_schedules import Schedule, Schedules
+from warren_schemas import AGENT_TYPE_PATTERN, Priority
+from warren_schemas.values import AgentType
+
+router = APIRouter(prefix=f"{API}/schedules", tags=["schedules"])
+
+Name = Annotated[str, Field(pattern=AGENT_TYPE_PATTERN, examples=["nightly"])]
+
+
+class ScheduleIn(BaseModel):
+    """A recurring task that is wanted. Times are UTC."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        json_schema_extra={
+            "examples": [
+                {"name": "nightly", "agent_type": "report", "cron": "0 3 * * *", "payload": {"days": 1}}
+            ]
+        },
+    )
+
+    name: Name
+    agent_type: AgentType
+    cron: str = Field(min_length=1, max_length=255, examples=[cron.EXAMPLE], description="In UTC.")
+    payload: JsonValue = Field(None, description="The payload of every task.")
+    user_id: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
+        None, description="Whose tasks they are: the key's user unless it says another."
+    )
+    priority: Priority = "medium"
+
+
+class ScheduleView(BaseModel):
+    """A recurring task. `made_by` is `agent` for one that an agent's code has."""
+
+    name: str
+    agent_type: str
+    cron: str
+    payload: JsonValue
+    user_id: str
+    priority: Priority
+    made_by: Literal["agent", "person"]
+    next_at: datetime
+    last_at: datetime | None
+
+
+@router.get("", summary="List schedules", responses=problems())
+async def list_schedules(backend: TheBackend) -> list[ScheduleView]:
+    """All, by their names."""
+    return [_view(one) for one in await Schedules(backend.store).all()]
+
+
+@router.post("", summary="Add a schedule, or change one", responses=problems())
+async def add(wanted: ScheduleIn, backend: TheBackend, caller: TheCaller) -> ScheduleView:
+    """One task at each tick, in the whole fleet. The one of this name is changed, if there is one."""
+    schedule = Schedule(
+        name=wanted.name,
+        agent_type=wanted.agent_type,
+        cron=wanted.cron,
+        payload=to_json(wanted.payload),
+        user_id=wanted.user_id or caller.user_id,
+        priority=wanted.priority,
+    )
+    cron.check(wanted.cron)
+    await backend.note(caller, "schedule.add", wanted.name, wanted.model_dump(mode="json"))
+    return _view(await Schedules(backend.store).add(schedule))
+
+
+@router.delete("/{name}", summary="Remove a schedule", status_code=204, responses=problems(404, 409))
+async def remove(
+    name: Annotated[str, Path(pattern=AGENT_TYPE_PATTERN)], backend: TheBackend, caller: TheCaller
+) -> None:
+    """One that an agent's code has is not removed here (409)."""
+    schedules = Schedules(backend.store)
+    found = {one.name: one for one in await schedules.all()}.get(name)
+    if found is None:
+        raise not_found(f"there is no schedule {name}")
+    if found.made_by == "agent":
+        raise ProblemError(409, f"the schedule {name} comes from its agent: take every= out of its code")
+    await backend.note(caller, "schedule.remove", name)
+    await schedules.remove(name)
+
+
+def _view(schedule: Schedule) -> ScheduleView:
+    return ScheduleView(
+        name=schedule.name,
+        agent_type=schedule.agent_type,
+        cron=schedule.cron,
+        payload=from_json(schedule.payload),
+        user_id=schedule.user_id,
+        priority=schedule.priority,
+        made_by=schedule.made_by,
+        next_at=moment(schedule.next_at),
+        last_at=time_of(schedule.last_at),
+    )

@@ -1,0 +1,71 @@
+"""What happens to a task, as it happens: server-sent events (WHATWG HTML, 9.2)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final
+from uuid import UUID
+
+from fastapi import APIRouter
+from pydantic_core import to_json
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from warren.gateway.auth import TheCaller
+from warren.gateway.heard import Heard
+from warren.gateway.models import TheBackend
+from warren.gateway.problems import later, problems
+from warren.gateway.rules import API
+from warren.gateway.tasks import find
+from warren.store_archive import TaskRecord
+from warren_schemas import Event
+
+router = APIRouter(prefix=API, tags=["tasks"])
+
+HEARTBEAT: Final = 15  # seconds between two comments that keep proxies from closing a silent stream
+SEND: Final = 60.0  # seconds that a reader may take for what was sent, before it is cut off
+
+_STREAM: Final = {
+    "description": "`status` first, then `progress`, `retrying`, `released`, `promoted` as they happen, and "
+    "at the end `outcome` (a result, as workers answer it). A reader that is slow misses the oldest of what "
+    "happened, never the outcome.",
+    "content": {
+        "text/event-stream": {
+            "schema": {"type": "string"},
+            "example": 'event: progress\ndata: {"fraction":0.5,"text":"half"}\n\n'
+            'event: outcome\ndata: {"version":1,"status":"succeeded","result":"done"}\n\n',
+        }
+    },
+}
+
+
+@router.get(
+    "/tasks/{task_id}/events",
+    summary="Follow a task",
+    response_class=EventSourceResponse,
+    responses={**problems(404), 200: _STREAM},
+)
+async def follow(task_id: UUID, backend: TheBackend, caller: TheCaller) -> EventSourceResponse:
+    """A stream that ends with the task's outcome. Opened again, it begins with how things stand."""
+    record = await find(backend, caller, task_id)
+    if backend.heard.is_full:
+        raise later(503, "as many streams are open as there may be", kind="too-many-streams")
+    return EventSourceResponse(_told(backend.heard, record), ping=HEARTBEAT, send_timeout=SEND, sep="\n")
+
+
+async def _told(heard: Heard, record: TaskRecord) -> AsyncIterator[ServerSentEvent]:
+    """It asks the store for nothing: once a stream has begun, there is no way to say that it is away."""
+    with heard.listener(record.task_id) as listener:
+        yield _event("status", {"task_id": str(record.task_id), "status": record.status})
+        async for event in listener.events():
+            yield _of(event)
+        if listener.ended is not None:
+            yield _event("outcome", listener.ended.as_result().model_dump(mode="json"))
+
+
+def _of(event: Event) -> ServerSentEvent:
+    told = {name: value for name, value in event.details.items() if name != "task_id"}
+    return _event(event.state, {**told, "at": event.at, "reason": event.reason}, str(event.event_id))
+
+
+def _event(name: str, data: object, event_id: str | None = None) -> ServerSentEvent:
+    return ServerSentEvent(data=to_json(data).decode(), event=name, id=event_id)

@@ -1,0 +1,222 @@
+"""Tasks on their way in: one, or many at once."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic_core import from_json
+
+from warren.client_tasks import make_task
+from warren.errors import ConfigurationError
+from warren.failure import what_does_not_fit
+from warren.gateway.auth import Caller, TheCaller
+from warren.gateway.models import TheBackend, Time
+from warren.gateway.problems import Problem, ProblemError, later, problems
+from warren.gateway.rules import API
+from warren.store_admission import Admitted, Answer, Conflict, NewTask, OutboxFull, QuotaExceeded
+from warren_schemas import Priority
+from warren_schemas.values import AgentType
+
+router = APIRouter(prefix=API, tags=["tasks"])
+
+MOST: Final = 1000  # tasks in one request
+TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
+
+
+class TaskIn(BaseModel):
+    """A task that is wanted."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        json_schema_extra={
+            "examples": [
+                {"agent_type": "summarise", "payload": {"url": "https://example.com/report.html"}},
+                {"agent_type": "greet", "payload": {"name": "Ada"}, "priority": "urgent", "delay_s": 60},
+            ]
+        },
+    )
+
+    agent_type: AgentType = Field(description="The kind of agent that runs it.")
+    payload: JsonValue = Field(description="The agent's input. Must be present; may be null.")
+    user_id: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
+        None, description="Whose task it is: the key's user, unless an operator says another."
+    )
+    priority: Priority = Field("medium", description="How soon it runs among others of its agent type.")
+    delay_s: Annotated[float, Field(ge=0, le=3.2e9)] | None = Field(
+        None, description="Not before this has passed."
+    )
+    not_before: Time | None = Field(None, description="Not run before this time.")
+    expires_at: Time | None = Field(None, description="Dead, with reason expired, if not started by then.")
+    timeout_s: Annotated[float, Field(gt=0)] | None = Field(None, description="Time for one attempt.")
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
+        None, description="A second task of this user with the same key is the first one."
+    )
+    metadata: dict[str, str] = Field(default_factory=dict, description="Your notes; Warren keeps them.")
+
+
+class Accepted(BaseModel):
+    """It is durable. `existed`: its idempotency key was used before, and this is the task of that time."""
+
+    task_id: UUID
+    existed: bool = False
+
+
+class Refused(BaseModel):
+    """One of many that was not let in, and why."""
+
+    error: Problem
+
+
+class AcceptedMany(BaseModel):
+    """An answer for each task, in their order."""
+
+    admitted: int = Field(description="How many were let in.")
+    tasks: list[Accepted | Refused]
+
+
+_ONE: Final = {"$ref": "#/components/schemas/TaskIn"}
+_BODY: Final = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {"anyOf": [_ONE, {"type": "array", "items": _ONE, "minItems": 1, "maxItems": MOST}]}
+        }
+    },
+}
+
+
+@router.post(
+    "/tasks",
+    summary="Submit one task, or up to 1000",
+    status_code=202,
+    responses=problems(409),
+    openapi_extra={"requestBody": _BODY},
+)
+async def submit(
+    request: Request,
+    response: Response,
+    backend: TheBackend,
+    caller: TheCaller,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    traceparent: Annotated[str | None, Header(max_length=255)] = None,
+) -> Accepted | AcceptedMany:
+    """A 202 means durable: the task is in the store, and is published even if the broker is down now.
+
+    Of a list each task has its own answer; where not one is let in, the request has failed as a whole, with
+    the `errors` of each. `Idempotency-Key` is that of a single task.
+    """
+    wanted = _parsed(await request.body())
+    trace = traceparent if traceparent and TRACEPARENT.fullmatch(traceparent) else None
+    if isinstance(wanted, list):
+        if idempotency_key is not None:
+            raise ProblemError(422, "Idempotency-Key is for one task: in a list each has its own field")
+        return await _submit_many(backend, caller, wanted, trace)
+    entry = _entry(backend, caller, wanted, trace, idempotency_key)
+    if isinstance(entry, ProblemError):
+        raise entry
+    [answer] = await backend.admission.admit([entry])
+    told = _told(answer)
+    if isinstance(told, ProblemError):
+        raise told
+    response.headers["Location"] = f"{API}/tasks/{told.task_id}"
+    return told
+
+
+async def _submit_many(
+    backend: TheBackend, caller: Caller, wanted: list[Any], trace: str | None
+) -> AcceptedMany:
+    entries = [_entry(backend, caller, one, trace, None) for one in wanted]
+    sound = [entry for entry in entries if isinstance(entry, NewTask)]
+    answers = iter(await backend.admission.admit(sound) if sound else ())
+    told = [entry if isinstance(entry, ProblemError) else _told(next(answers)) for entry in entries]
+    refused = [one for one in told if isinstance(one, ProblemError)]
+    if len(refused) == len(told):
+        raise _all_refused(refused)
+    return AcceptedMany(
+        admitted=len(told) - len(refused),
+        tasks=[Refused(error=one.problem) if isinstance(one, ProblemError) else one for one in told],
+    )
+
+
+def _all_refused(refused: list[ProblemError]) -> ProblemError:
+    """The problem of a whole request: of its tasks' problems the one that trying again may solve."""
+    worst = max(refused, key=lambda one: (429, 503).count(one.problem.status))
+    one = worst.problem
+    return ProblemError(
+        one.status,
+        f"none of the {len(refused)} tasks was let in: {one.detail}",
+        kind=one.type.rpartition(":")[2] if one.type != "about:blank" else None,
+        title=one.title,
+        headers=worst.headers,
+        **{**(one.model_extra or {}), "errors": [each.problem.model_dump() for each in refused]},
+    )
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        wanted = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ProblemError(400, f"the body is not JSON: {error}") from error
+    if isinstance(wanted, list) and not 1 <= len(wanted) <= MOST:
+        raise ProblemError(422, f"a list has 1 to {MOST} tasks, not {len(wanted)}")
+    return wanted
+
+
+def _entry(
+    backend: TheBackend, caller: Caller, wanted: Any, trace: str | None, key: str | None
+) -> NewTask | ProblemError:
+    """What asks to be let in, or why it cannot."""
+    try:
+        given = TaskIn.model_validate(wanted)
+        user_id = given.user_id or caller.user_id
+        if not caller.owns(user_id):
+            return ProblemError(403, f"a tenant's tasks are its own: leave user_id {user_id!r} out")
+        options = given.model_dump(exclude_none=True, exclude={"agent_type", "payload", "delay_s"})
+        if key is not None:
+            options["idempotency_key"] = key
+        task = make_task(
+            given.agent_type, given.payload, **{**options, "user_id": user_id, "delay": given.delay_s}
+        )
+        entry = NewTask.of(task, traceparent=trace)
+    except ValidationError as error:
+        return ProblemError(422, what_does_not_fit(error), kind="invalid", title="The task does not fit")
+    except ConfigurationError as error:
+        return ProblemError(422, str(error), kind="invalid", title="The task does not fit")
+    size, most = len(entry.parcel.body), backend.settings.max_payload_bytes
+    if size > most:
+        return ProblemError(
+            413, f"the task has {size} bytes: store the data elsewhere and send where it is", limit=most
+        )
+    return entry
+
+
+def _told(answer: Answer) -> Accepted | ProblemError:
+    match answer:
+        case Admitted(task_id, existed):
+            return Accepted(task_id=task_id, existed=existed)
+        case QuotaExceeded(limit, unfinished):
+            return later(
+                429,
+                f"the user has {unfinished} unfinished tasks, and may have {limit}: wait for some to end",
+                kind="quota-exceeded",
+                title="Too many unfinished tasks",
+                limit=limit,
+                unfinished=unfinished,
+            )
+        case OutboxFull(capacity, waiting):
+            return later(
+                503,
+                f"{waiting} tasks wait for room in their queues, and there is place for {capacity}: "
+                "more workers are needed, or patience",
+                kind="outbox-full",
+                title="The outbox is full",
+                capacity=capacity,
+                waiting=waiting,
+            )
+        case Conflict(task_id):
+            return ProblemError(409, f"there is a task {task_id} already")

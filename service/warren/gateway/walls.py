@@ -1,0 +1,138 @@
+"""What stands around the routes: headers on every answer, the host name, and how much of a body is read.
+
+Plain ASGI, so that an answer that streams is passed on as it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from warren.gateway.problems import ProblemError, problem_of
+
+# No script at all: what an answer shows is text. `frame-ancestors` keeps it out of other sites' frames.
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS: Final = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class Answers:
+    """The outermost wall: every answer has the security headers, and every error is a problem."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def guarded(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, guarded)
+        except Exception as error:
+            if begun:
+                raise  # the connection is cut, which is all that can be said now
+            await problem_of(error).response()(scope, receive, guarded)
+
+
+class Hosts:
+    """Refuses names that are not ours.
+
+    A page elsewhere can have its own name point to 127.0.0.1 (DNS rebinding) and would be of the same origin.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on if it names us."""
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host", "")
+            name = host if host.endswith("]") else host.rsplit(":", 1)[0]
+            if name.lower() not in self._names:
+                raise ProblemError(
+                    421, f"{host!r} is not this gateway, which listens on this machine only: use localhost"
+                )
+        await self._app(scope, receive, send)
+
+
+class Bodies:
+    """Reads bodies before anybody else does: JSON, not too large, not too slow."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
+        self._app, self._max_bytes, self._seconds = app, max_bytes, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its whole body; one that goes away before it is complete, not at all."""
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        length = headers.get("content-length", "0")
+        if length == "0" and "transfer-encoding" not in headers:
+            await self._app(scope, receive, send)
+            return
+        if int(length) > self._max_bytes:
+            raise self._too_large()
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ProblemError(415, f"the body must be application/json, not {kind or 'without a type'!r}")
+        body = await self._read(receive)
+        if body is not None:
+            await self._app(scope, _again(body, receive), send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    if len(body) > self._max_bytes:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError as error:
+            slow = f"the body did not arrive within {self._seconds:g} s"
+            raise ProblemError(408, slow, headers={"Connection": "close"}) from error
+
+    def _too_large(self) -> ProblemError:
+        # The connection stays: cut while the client still sends, the answer would be lost with it (RFC 9112,
+        # 9.6). uvicorn throws the rest away as it comes.
+        return ProblemError(
+            413, f"the body is over {self._max_bytes} bytes: send fewer tasks at once", limit=self._max_bytes
+        )
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Gives the body, and then what comes after it."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def read() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return read

@@ -1,0 +1,226 @@
+"""Who may come in: every route has a rule, and every wrong key is refused at each of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+from structlog.testing import capture_logs
+from tests.gateways import API, Door, door, is_problem, submit, task
+from tests.rig import eventually
+
+from warren.gateway.auth import COOKIE, TRUSTED
+from warren.gateway.rules import RANK, RULES, Need
+from warren.store_keys import Role
+
+ROLES: Final[tuple[Role, ...]] = ("tenant", "operator", "admin")
+GUARDED: Final = sorted((method, path, need) for (method, path), need in RULES.items() if need != "nobody")
+# A key of the store's kind, that nobody ever made.
+WRONG: Final = f"wk_0123456789ab_{'x' * 43}"
+
+
+@pytest.fixture
+async def front(tmp_path: Path) -> AsyncIterator[Door]:
+    async with door(f"sqlite:///{tmp_path / 'store.db'}") as found:
+        yield found
+
+
+def address(path: str) -> str:
+    """An address of this path that fits its parameters."""
+    names = {"{task_id}": str(uuid4()), "{replay_id}": str(uuid4()), "{agent_type}": "echo"}
+    for name, value in {**names, "{name}": "nightly", "{key_id}": "0123456789ab"}.items():
+        path = path.replace(name, value)
+    return path
+
+
+def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
+    """Every route that the application has."""
+    for context in iter_route_contexts(app.routes):
+        for method in getattr(context, "methods", None) or ():
+            yield method, str(context.path)
+
+
+async def test_every_route_has_a_rule_and_every_rule_a_route(front: Door) -> None:
+    app = front.gateway._server.config.app
+    assert isinstance(app, FastAPI)
+    found = set(routes(app))
+    assert found == set(RULES), "give a new route its rule in RULES, and see that only who may gets in"
+    assert len(found) > 25
+
+
+@pytest.mark.parametrize(("method", "path", "need"), GUARDED)
+async def test_no_wrong_key_gets_in_anywhere(front: Door, method: str, path: str, need: Need) -> None:
+    async def answer(secret: str | None, **headers: str) -> httpx.Response:
+        return await (await front.client(secret, **headers)).request(method, address(path))
+
+    _, expired = await front.keys.create("ann", "admin", time.time() - 1)
+    key, revoked = await front.keys.create("ann", "admin")
+    await front.keys.revoke(key.key_id)
+    session = await front.keys.open_session(key.key_id, 60)
+    link = await front.keys.login_link(key.key_id, 60)
+    for secret in (None, WRONG, "x", "wk_", expired, revoked, session, link, "x" * 10_000):
+        refused = await answer(secret)
+        is_problem(refused, 401)
+        assert refused.headers["www-authenticate"].startswith("Bearer")
+    is_problem(await answer(None, Authorization=f"Basic {WRONG}"), 401)
+    for cookie in (session, "x", revoked):
+        headers = {"Cookie": f"{COOKIE}={cookie}", "Sec-Fetch-Site": "same-origin"}
+        is_problem(await answer(None, **headers), 401)
+    for role in ROLES:
+        if RANK[role] < RANK[need]:
+            _, secret = await front.keys.create("ann", role)
+            is_problem(await answer(secret), 403)
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_who_may_gets_in(front: Door, role: Role) -> None:
+    client = await front.caller("ann", role)
+    for method, path, need in GUARDED:
+        if method == "GET" and RANK[role] >= RANK[need]:
+            found = await client.get(address(path))
+            assert found.status_code == 200 or (found.status_code == 404 and "{" in path), found.text
+
+
+async def test_what_belongs_to_another_tenant_is_not_there(front: Door) -> None:
+    ann, bob, operator = (
+        await front.caller("ann"),
+        await front.caller("bob"),
+        await front.caller("op", "operator"),
+    )
+    task_id = await submit(ann, "secret")
+    for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/events")):
+        foreign = is_problem(await bob.request(method, f"{API}/tasks/{task_id}{path}"), 404)
+        never = is_problem(await bob.request(method, f"{API}/tasks/{(other := uuid4())}{path}"), 404)
+        assert foreign["detail"].replace(task_id, str(other)) == never["detail"]
+    assert (await ann.get(f"{API}/tasks/{task_id}")).json()["status"] == "scheduled"
+    assert (await operator.get(f"{API}/tasks/{task_id}")).status_code == 200
+
+
+async def test_a_tenant_submits_for_itself_alone(front: Door) -> None:
+    ann, operator = await front.caller("ann"), await front.caller("op", "operator")
+    is_problem(await ann.post(f"{API}/tasks", json=task(user_id="bob")), 403)
+    task_id = await submit(operator, user_id="ann")
+    assert (await ann.get(f"{API}/tasks/{task_id}")).json()["user_id"] == "ann"
+
+
+async def test_a_key_that_is_revoked_here_is_out_at_once(front: Door) -> None:
+    admin = await front.caller("root", "admin")
+    made = (await admin.post(f"{API}/keys", json={"user_id": "ann", "role": "tenant"})).json()
+    ann = await front.client(made["secret"])
+    who = {"user_id": "ann", "role": "tenant", "key_id": made["key_id"]}
+    assert (await ann.get(f"{API}/session")).json() == who
+    assert (await admin.delete(f"{API}/keys/{made['key_id']}")).status_code == 204
+    is_problem(await ann.get(f"{API}/session"), 401)
+    is_problem(await admin.delete(f"{API}/keys/{made['key_id']}"), 404)
+    listed = (await admin.get(f"{API}/keys")).json()
+    assert [bool(key["revoked_at"]) for key in listed if key["key_id"] == made["key_id"]] == [True]
+    assert "wk_" not in (await admin.get(f"{API}/keys")).text
+
+
+async def test_a_key_that_is_revoked_elsewhere_is_out_soon(front: Door) -> None:
+    key, secret = await front.keys.create("ann", "tenant")
+    ann = await front.client(secret)
+    assert (await ann.get(f"{API}/session")).status_code == 200
+    await front.keys.revoke(key.key_id)
+
+    async def is_out() -> bool:
+        return (await ann.get(f"{API}/session")).status_code == 401
+
+    await eventually(is_out, "it is out", TRUSTED + 1)
+
+
+async def test_a_browser_logs_in_with_a_key_and_out(front: Door) -> None:
+    _, secret = await front.keys.create("ann", "operator")
+    browser = await front.client()
+    answer = await browser.post(f"{API}/session", json={"key": secret})
+    assert answer.json()["user_id"] == "ann"
+    cookie = answer.headers["set-cookie"]
+    assert all(part in cookie for part in ("HttpOnly", "SameSite=strict", "Path=/"))
+    assert secret not in cookie
+    assert (await browser.get(f"{API}/session")).json()["role"] == "operator"
+    kept = dict(browser.cookies)
+    assert (await browser.delete(f"{API}/session", headers={"Origin": front.address})).status_code == 204
+    is_problem(await browser.get(f"{API}/session"), 401)
+    is_problem(await (await front.client(Cookie=f"{COOKIE}={kept[COOKIE]}")).get(f"{API}/session"), 401)
+    is_problem(await browser.post(f"{API}/session", json={"key": WRONG}), 401)
+
+
+async def test_a_login_link_opens_one_session_and_does_not_stay_in_the_address(front: Door) -> None:
+    async with front.gateway.local_key() as link:
+        browser = await front.client()
+        answer = await browser.get(link)
+        assert answer.status_code == 303
+        assert "token" not in answer.headers["location"]
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        who = await browser.get(answer.headers["location"])
+        assert (who.json()["user_id"], who.json()["role"]) == ("default", "admin")
+        is_problem(await (await front.client()).get(link), 401)
+    front.gateway._server.config.app.state.guests.forget()  # type: ignore[union-attr]
+    is_problem(await browser.get(f"{API}/session"), 401)
+
+
+OTHERS: Final[tuple[dict[str, str], ...]] = (
+    {},
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "none"},
+)
+
+
+@pytest.mark.parametrize("headers", OTHERS)
+async def test_other_sites_change_nothing_with_a_browsers_session(
+    front: Door, headers: dict[str, str]
+) -> None:
+    key, secret = await front.keys.create("ann", "admin")
+    cookie = await front.keys.open_session(key.key_id, 60)
+    browser = await front.client(Cookie=f"{COOKIE}={cookie}")
+    for method, path, _ in GUARDED:
+        if method in ("POST", "DELETE"):
+            is_problem(await browser.request(method, address(path), headers=headers), 403)
+    ours = {"Sec-Fetch-Site": "same-origin", "Origin": front.address}
+    assert (await browser.post(f"{API}/tasks", json=task(), headers=ours)).status_code == 202
+    with_a_key = await front.client(secret)
+    assert (await with_a_key.post(f"{API}/tasks", json=task(), headers=headers)).status_code == 202
+
+
+async def test_what_is_done_is_written_down(front: Door) -> None:
+    admin = await front.caller("root", "admin")
+    task_id = await submit(admin)
+    await admin.delete(f"{API}/tasks/{task_id}")
+    await admin.post(f"{API}/agents/echo/pause")
+    await admin.post(f"{API}/agents/echo/resume")
+    await admin.post(f"{API}/dead-letters/discard", json={"wanted": {"agent_type": "echo"}})
+    await admin.post(f"{API}/dead-letters/replay", json={"wanted": {"agent_type": "echo"}})
+    made = (await admin.post(f"{API}/keys", json={"user_id": "ann", "role": "tenant"})).json()
+    await admin.delete(f"{API}/keys/{made['key_id']}")
+    first = (await admin.get(f"{API}/audit", params={"limit": 4})).json()
+    rest = (await admin.get(f"{API}/audit", params={"before": first["next"]})).json()
+    assert rest["next"] is None
+    assert [row["action"] for row in first["rows"] + rest["rows"]][::-1] == [
+        "task.cancel", "agent.pause", "agent.resume", "dead.discard", "dead.replay",
+        "key.create", "key.revoke",
+    ]  # fmt: skip
+    assert {row["user_id"] for row in first["rows"] + rest["rows"]} == {"root"}
+    assert rest["rows"][-1]["subject"] == task_id
+    assert made["secret"] not in str(first) + str(rest)
+
+
+async def test_no_secret_is_logged(front: Door, capfd: pytest.CaptureFixture[str]) -> None:
+    with capture_logs() as logs:
+        async with front.gateway.local_key() as link:
+            client = await front.client(WRONG)
+            await client.get(f"{API}/session")
+            await (await front.client()).get(link)
+            await (await front.client()).post(f"{API}/session", json={"key": WRONG})
+    told = str(logs) + "".join(capfd.readouterr())
+    assert WRONG not in told
+    assert link.rpartition("=")[2] not in told

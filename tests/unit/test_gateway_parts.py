@@ -1,0 +1,91 @@
+"""The parts of the gateway that need nothing around them."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from warren.gateway.limits import SWEEP, Buckets
+from warren.gateway.models import cursor_of, place_of
+from warren.gateway.problems import ProblemError
+from warren.gateway.rules import is_known, rule_for
+from warren.gateway.server import is_loopback
+
+TASK = UUID("01932c07-209c-7b1f-8e4a-5f6d0c9b7a31")
+
+
+class Clock:
+    """A clock that goes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_bucket_gives_a_burst_and_then_its_rate() -> None:
+    clock = Clock()
+    buckets = Buckets(rate=2, burst=3, clock=clock)
+    assert [buckets.take("a") for _ in range(3)] == [0, 0, 0]
+    assert buckets.take("a") == pytest.approx(0.5)
+    assert buckets.take("b") == 0
+    clock.now = 0.5
+    assert buckets.take("a") == 0
+    assert buckets.take("a") > 0
+
+
+def test_what_is_taken_in_vain_costs_nothing() -> None:
+    clock = Clock()
+    buckets = Buckets(rate=1, burst=1, clock=clock)
+    assert buckets.take("a") == 0
+    for _ in range(100):
+        assert buckets.take("a") == pytest.approx(1)
+
+
+def test_full_buckets_are_thrown_away() -> None:
+    clock = Clock()
+    buckets = Buckets(rate=1, burst=1, clock=clock)
+    for number in range(3 * SWEEP):
+        clock.now += 10
+        buckets.take(str(number))
+    assert len(buckets._buckets) <= SWEEP + 1
+
+
+def test_a_cursor_leads_back_to_its_place() -> None:
+    assert place_of(cursor_of(1767225600.123456, TASK)) == (1767225600.123456, TASK)
+    assert place_of(None) is None
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "x", "bm90IEpTT04", "WzEsMl0", "e30", "W10", "ä", "WzEsInh4Il0", "bnVsbA"]
+)
+def test_what_is_no_cursor_is_refused(cursor: str) -> None:
+    with pytest.raises(ProblemError, match="no cursor"):
+        place_of(cursor)
+
+
+def test_a_rule_is_of_a_method_and_a_path() -> None:
+    assert rule_for("GET", "/healthz") == "nobody"
+    assert rule_for("DELETE", f"/api/v1/tasks/{TASK}") == "tenant"
+    assert rule_for("PUT", "/api/v1/tasks") is None
+    assert is_known("/api/v1/tasks")
+    assert not is_known("/api/v1/tasks/")
+    assert not is_known("/api/v1/tasks/a/b")
+    assert not is_known("/api/v1/../keys")
+
+
+@pytest.mark.parametrize(
+    ("address", "is_ours"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+    ],
+)
+def test_a_loopback_address_is_of_this_machine_alone(address: str, is_ours: bool) -> None:
+    assert is_loopback(address) is is_ours
