@@ -11,6 +11,8 @@ import structlog
 from warren.runtime import configure_logging
 from warren.settings import Settings
 
+SECRET = "swordfish"
+
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
@@ -29,10 +31,10 @@ def test_a_traceback_does_not_show_what_was_in_hand(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     configure_logging(Settings())
     try:
-        open_door("".join(["sword", "fish"]))  # the line itself is quoted
+        open_door(SECRET)
     except PermissionError:
         structlog.get_logger("door").exception("door.closed")
     told = capsys.readouterr().err
     assert "open_door" in told
     assert "PermissionError" in told
-    assert "swordfish" not in told
+    assert SECRET not in told
