@@ -16,6 +16,7 @@ from warren.bus import Connection, Message
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
+from warren.bus_subscription import Subscription
 from warren.client_control import Cancellation, ClientControl
 from warren.client_store import ClientStore
 from warren.client_tasks import make_task
@@ -32,7 +33,7 @@ from warren.errors import (
 from warren.loops import Loops
 from warren.settings import Settings
 from warren.store_archive import TaskRecord
-from warren.topology import Binding, Names, Queue, Topology, exchanges
+from warren.topology import Names, Queue, Topology, exchanges
 from warren.tracing import Tracing
 from warren.wire import task_message
 from warren_schemas import Event, Result, Task
@@ -238,8 +239,6 @@ class Client:
     async def _listening(self, pattern: str) -> AsyncIterator[asyncio.Queue[Event]]:
         """Events that fit the pattern, from the moment that this is entered."""
         await self._open_consuming()
-        queue = Queue(f"{self.settings.namespace}.listener.{uuid4().hex}", exclusive=True)
-        wanted = Topology((), (queue,), (Binding(self._names.events, queue.name, pattern),))
         arrived: asyncio.Queue[Event] = asyncio.Queue()
 
         def keep(delivery: Delivery) -> None:
@@ -249,15 +248,15 @@ class Client:
             except ValidationError as error:
                 log.warning("event.unreadable", error=str(error))
 
-        consumer = Consumer(self._consuming, queue.name, keep, lambda: self._consuming.declare(wanted))
-        await self._consuming.declare(wanted)
-        consumer.want(REPLIES_PREFETCH)
-        consuming = self._loops.start(f"listener {pattern}", consumer.run())
+        prefix = f"{self.settings.namespace}.listener"
+        subscription = Subscription(self._consuming, self._names.events, [pattern], prefix, keep)
+        await subscription.declare()
+        taking_in = self._loops.start(f"listener {pattern}", subscription.run())
         try:
             yield arrived
         finally:
-            consuming.cancel()
-            await consumer.close()  # and with its consumer the queue goes
+            taking_in.cancel()
+            await asyncio.gather(taking_in, return_exceptions=True)  # and with its consumer the queue goes
 
     async def _prepare(self, connection: Connection) -> None:
         """Make sure that the exchanges are there; a producer that may not declare may still use it."""

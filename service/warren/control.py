@@ -11,19 +11,19 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final, Literal
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import structlog
 from pydantic import BaseModel, ValidationError
 
 from warren.bus import Connection, Message
-from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
-from warren.errors import BrokerUnavailable, StoreUnavailable
+from warren.bus_subscription import Subscription
+from warren.errors import StoreUnavailable
 from warren.lanes import Lane
 from warren.runs import Runs
 from warren.store_control import Board
-from warren.topology import Binding, Names, Queue, Topology
+from warren.topology import Names
 from warren.wire import new_id
 
 log = structlog.get_logger(__name__)
@@ -32,7 +32,6 @@ REFRESH: Final = 2.0  # seconds between two looks into the store
 BACK: Final = 86_400.0  # seconds that a worker looks back at its start for cancelled tasks
 OVERLAP: Final = 60.0  # seconds that each later look goes back: clocks differ, and commits take their time
 REMEMBERED: Final = 100_000  # cancelled tasks that a worker knows of; the store knows all
-PREFETCH: Final = 1000  # commands are small, and are carried out at once
 
 
 class Command(BaseModel):
@@ -66,12 +65,10 @@ class Control:
         runs: Runs,
         board: Board | None,
     ) -> None:
-        self._connection, self._lanes, self._runs, self._board = connection, lanes, runs, board
+        self._lanes, self._runs, self._board = lanes, runs, board
         self._cancelled: OrderedDict[UUID, None] = OrderedDict()
         self._look_from = time.time() - BACK
-        queue = Queue(f"{names.namespace}.control.{uuid4().hex}", exclusive=True)
-        self._wanted = Topology((), (queue,), (Binding(names.control, queue.name),))
-        self._consumer = Consumer(connection, queue.name, self._on_delivery, self._declare)
+        self._subscription = Subscription(connection, names.control, [""], names.control, self._on_delivery)
 
     def is_cancelled(self, task_id: UUID) -> bool:
         """Whether somebody has cancelled this task, as far as is known here: the store is to be asked."""
@@ -79,11 +76,7 @@ class Control:
 
     async def listen(self) -> None:
         """Carry out commands as they arrive, until cancelled."""
-        await self._connection.ready()
-        with suppress(BrokerUnavailable):  # the consumer declares it again, and waits for the connection
-            await self._declare()
-        self._consumer.want(PREFETCH)
-        await self._consumer.run()
+        await self._subscription.run()
 
     async def refresh(self) -> None:
         """Carry out what the store says, again and again: commands may have been missed."""
@@ -102,9 +95,6 @@ class Control:
         for task_id, moment in await self._board.cancelled_since(self._look_from):
             self._cancel(task_id)
             self._look_from = max(self._look_from, moment - OVERLAP)
-
-    async def _declare(self) -> None:
-        await self._connection.declare(self._wanted)
 
     def _on_delivery(self, delivery: Delivery) -> None:
         try:

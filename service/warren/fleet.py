@@ -5,28 +5,24 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Final
-from uuid import uuid4
 
 import structlog
 from pydantic import ValidationError
 
 from warren.bus import Connection
-from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
-from warren.errors import BrokerUnavailable
+from warren.bus_subscription import Subscription
 from warren.events import Events
 from warren.lanes import Lane
 from warren.peers import MISSED, Peer, Peers
 from warren.settings import Settings
-from warren.topology import Binding, Exchange, Names, Queue, Topology
+from warren.topology import Names
 from warren_schemas import Event
 
 log = structlog.get_logger(__name__)
 
 HEARD: Final = ("health.worker.#", "health.breaker.*.open")
-PREFETCH: Final = 1000  # events are small, and are dealt with at once
 LOOKS: Final = 10  # looks at the peers in one heartbeat interval
 # Of those who notice that a worker is lost, the first in line announces it at once, the next one so many
 # intervals later, unless the announcement was heard by then. Who is far behind in the line waits a random
@@ -47,12 +43,19 @@ class Fleet:
         settings: Settings,
     ) -> None:
         self._worker_id, self._lanes, self._events = worker_id, lanes, events
-        self._connection, self._settings = connection, settings
-        self._names = Names(settings.namespace)
+        self._settings = settings
         self._peers = Peers(settings.heartbeat_interval)
         self._heard_ourselves = 0.0
         self._luck = random.random()  # noqa: S311 - no secret hangs on it
-        self._consumer = Consumer(connection, self._new_name(), self._on_delivery, self._declare)
+        self._subscription = Subscription(
+            connection,
+            Names(settings.namespace).events,
+            HEARD,
+            f"{settings.namespace}.peers",
+            self._on_delivery,
+            self._excuse_everybody,
+            kind="topic",
+        )
 
     @property
     def peers(self) -> int:
@@ -61,14 +64,7 @@ class Fleet:
 
     async def listen(self) -> None:
         """Take in the events of others until cancelled. What is published while we are away is missed."""
-        await self._connection.ready()
-        with suppress(BrokerUnavailable):  # the consumer declares it again, and waits for the connection
-            await self._declare()
-        self._consumer.want(PREFETCH)
-        try:
-            await self._consumer.run()
-        finally:
-            await self._consumer.close()
+        await self._subscription.run()
 
     async def watch(self) -> None:
         """Announce whoever is not heard any more, until cancelled."""
@@ -135,21 +131,9 @@ class Fleet:
             return
         lane.valve.adopt_open(str(event.worker_id), event.reason or "")
 
-    async def _declare(self) -> None:
-        # A new name each time: until the broker has noticed that the last connection is gone, the queue
-        # that was exclusive to it is locked.
-        name = self._consumer.queue = self._new_name()
-        events = self._names.events
-        await self._connection.declare(
-            Topology(
-                (Exchange(events, "topic"),),
-                (Queue(name, exclusive=True),),
-                tuple(Binding(events, name, pattern) for pattern in HEARD),
-            )
-        )
-        # What was said meanwhile is missed. A broker that was away has cut off everybody, and some may
-        # need this long to be back.
-        self._peers.excuse(asyncio.get_running_loop().time() + self._settings.reconnect_max_delay)
+    def _excuse_everybody(self) -> None:
+        """What was said meanwhile is missed.
 
-    def _new_name(self) -> str:
-        return f"{self._names.namespace}.peers.{uuid4().hex}"
+        A broker that was away has cut off everybody, and some may need this long to be back.
+        """
+        self._peers.excuse(asyncio.get_running_loop().time() + self._settings.reconnect_max_delay)

@@ -11,26 +11,25 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import structlog
 from pydantic import ValidationError
 
 from warren.bus import Connection
-from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
-from warren.errors import BrokerUnavailable, StoreUnavailable
+from warren.bus_subscription import Subscription
+from warren.errors import StoreUnavailable
 from warren.metrics import Metrics
 from warren.overview import Overview, overview
 from warren.settings import Settings
 from warren.store_archive import Archive, TaskRecord
-from warren.topology import Binding, Exchange, Names, Queue, Topology
+from warren.topology import Names
 from warren_schemas import Event
 
 log = structlog.get_logger(__name__)
 
 PATTERNS: Final = ("health.worker.#", "health.breaker.*.open", "task.#")
-PREFETCH: Final = 1000  # events are small, and are dealt with at once
 KEPT: Final = 32  # events that a slow listener has before it; the oldest give way
 ALARMS: Final = 100  # openings of breakers that a replay has before it
 LOOK: Final = 0.5  # seconds between two looks for tasks that have ended
@@ -74,14 +73,21 @@ class Heard:
 
     def __init__(self, connection: Connection, archive: Archive, settings: Settings) -> None:
         self.metrics = Metrics(settings)
-        self._connection, self._archive = connection, archive
-        self._names, self._most = Names(settings.namespace), settings.gateway_listeners
+        self._archive, self._most = archive, settings.gateway_listeners
         self._grace = settings.reconnect_max_delay
         self._listeners: dict[UUID, set[Listener]] = {}
         self._alarms: set[asyncio.Queue[Event]] = set()
         self._look = asyncio.Event()
         self.listening = 0
-        self._consumer = Consumer(connection, self._new_name(), self._on_delivery, self._declare)
+        self._subscription = Subscription(
+            connection,
+            Names(settings.namespace).events,
+            PATTERNS,
+            f"{settings.namespace}.gateway",
+            self._on_delivery,
+            self._excuse_everybody,
+            kind="topic",
+        )
 
     def now(self) -> float:
         """The clock that workers are heard by."""
@@ -131,14 +137,7 @@ class Heard:
 
     async def listen(self) -> None:
         """Take events in until cancelled. What is published while the broker is away is missed."""
-        await self._connection.ready()
-        with suppress(BrokerUnavailable):  # the consumer declares it again, and waits for the connection
-            await self._declare()
-        self._consumer.want(PREFETCH)
-        try:
-            await self._consumer.run()
-        finally:
-            await self._consumer.close()
+        await self._subscription.run()
 
     async def watch(self) -> None:
         """See which tasks have ended, for ever: the store knows, events may be missed or not be published."""
@@ -192,15 +191,5 @@ class Heard:
         for listener in listeners:
             listener.tell(event)
 
-    async def _declare(self) -> None:
-        # A new name each time, as in `fleet`: the queue of a lost connection may still be locked.
-        name = self._consumer.queue = self._new_name()
-        events = self._names.events
-        bindings = tuple(Binding(events, name, pattern) for pattern in PATTERNS)
-        await self._connection.declare(
-            Topology((Exchange(events, "topic"),), (Queue(name, exclusive=True),), bindings)
-        )
+    def _excuse_everybody(self) -> None:
         self.metrics.excuse(self.now() + self._grace)
-
-    def _new_name(self) -> str:
-        return f"{self._names.namespace}.gateway.{uuid4().hex}"
