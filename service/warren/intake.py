@@ -115,7 +115,11 @@ class Intake:
         outcome = await self._settler.settle(
             run.task, run.outcome, run.deliveries, lane.consumer.paused, record, has_row=run.memory.has_row
         )
-        self._tally.of(run.task.agent_type).totals.count(outcome)
+        totals = self._tally.of(run.task.agent_type).totals
+        if run.is_recorded and not isinstance(outcome, Cancelled):  # the worker that wrote it has counted it
+            totals.adopted += 1
+        else:
+            totals.count(outcome)
         if self._tracing is not None:
             error = outcome.failure.error_type if isinstance(outcome, Dead) else None
             self._tracing.settled(outcome.name, run.execution.attempts, error)
