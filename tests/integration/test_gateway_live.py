@@ -190,6 +190,14 @@ async def test_the_fleet_is_seen_and_steered(rig: Rig, store_url: str) -> None:
             'warren_tasks_total{agent_type="echo",outcome="succeeded"} 1.0'
             in (await client.get("/metrics")).text
         )
+
+        async def goes_on() -> Any:
+            task_id = await submit(client, 1)
+            await eventually(lambda: has_ended(client, task_id), "it has ended")
+            rates = (await client.get(f"{API}/agents/queue/status")).json()["agent_types"]["echo"]["rates"]
+            return rates and rates["succeeded"] > 0
+
+        await eventually(goes_on, "it has a rate")
         assert (await client.post(f"{API}/agents/echo/pause")).json()["changed"]
         assert not (await client.post(f"{API}/agents/echo/pause")).json()["changed"]
         await eventually(lambda: not worker.lanes["echo"].consumer.is_consuming, "it is paused")
