@@ -34,10 +34,11 @@ format: environment  ## Format the code and fix what can be fixed
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
 
-bench: environment broker  ## Measure the pool, throughput, the store; ARGS="--rounds 3" for throughput
+bench: environment broker  ## Measure the pool, throughput, the store, the gateway; ARGS="--rounds 3" for throughput
 	$(RUN) python benchmarks/pool.py
 	$(RUN) python benchmarks/throughput.py $(ARGS)
 	$(RUN) python -m benchmarks.store
+	$(RUN) python -m benchmarks.gateway
 
 schemas: environment  ## Write the JSON Schemas and the AsyncAPI document anew from the models
 	$(RUN) warren schema --write schemas/

@@ -199,6 +199,8 @@ async def clean_up(settings: Settings, url: str) -> None:
     await connection.open()
     for queue in (names.queue(AGENT_TYPE), names.dead, names.ageing):
         await connection.delete_queue(queue)
+    for exchange in (names.tasks, names.dlx, names.events, names.control):
+        await connection.delete_exchange(exchange)
     await connection.close()
 
 

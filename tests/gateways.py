@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
 
+from tests.faults import start_cli
 from tests.rig import PATIENCE, QUICK, eventually
 from warren import Settings
 from warren.gateway.server import Gateway, opened
@@ -59,8 +61,22 @@ async def door(store_url: str, url: str = NOWHERE, **changes: Any) -> AsyncItera
                 await serving
 
 
-async def _answers(client: httpx.AsyncClient, serving: asyncio.Task[None]) -> bool:
-    if serving.done():
+async def started(**environment: str) -> tuple[asyncio.subprocess.Process, str]:
+    """A process of `warren gateway` that serves, and its address."""
+    process = await start_cli("gateway", "--port", "0", **environment)
+    assert process.stderr is not None
+    address = ""
+    async with asyncio.timeout(PATIENCE):
+        while not address:
+            found = re.search(rb"gateway: (http://[0-9.:]+)", await process.stderr.readline())
+            address = found[1].decode() if found else ""
+    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE) as client:
+        await eventually(lambda: _answers(client), "the gateway serves")
+    return process, address
+
+
+async def _answers(client: httpx.AsyncClient, serving: asyncio.Task[None] | None = None) -> bool:
+    if serving is not None and serving.done():
         serving.result()
     try:
         return (await client.get("/healthz")).status_code == 200

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.markup import escape
 
-from warren import broker, runtime
+from warren import broker, runtime, tracing
 from warren.cli_shared import err, read_settings
 from warren.errors import ConfigurationError
 from warren.settings import Settings
@@ -40,6 +40,7 @@ def gateway(
     """
     settings = read_settings()
     runtime.configure_logging(settings)
+    tracing.export(settings)
     url = broker.locate(settings).url
     host = settings.gateway_host if host is None else host
     runtime.run(_serve(settings, url, host, settings.gateway_port if port is None else port))

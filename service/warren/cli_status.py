@@ -128,7 +128,7 @@ def _headline(seen: Overview) -> str:
 
 def _agent_types(lines: Mapping[str, AgentTypeLine]) -> Table:
     table = Table("agent type", box=None, pad_edge=False, header_style="dim")
-    for heading in ("workers", "waiting", "running"):
+    for heading in ("workers", "waiting", "running", *_SHORT.values()):
         table.add_column(heading, justify="right")
     table.add_column("breakers")
     table.add_column("agents")
@@ -139,6 +139,7 @@ def _agent_types(lines: Mapping[str, AgentTypeLine]) -> Table:
             str(line.workers),
             waiting,
             str(line.running),
+            *(_rate(line.rates, name) for name in _SHORT),
             _counts(line.breakers),
             _counts(line.agents),
         )

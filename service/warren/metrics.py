@@ -128,7 +128,7 @@ class Snapshot:
 
     def of(self, name: str) -> AgentTypeLine:
         """An agent type over all workers that have it."""
-        nobody = AgentTypeLine(workers=0, waiting=None, running=0, breakers={}, agents={})
+        nobody = AgentTypeLine(workers=0, waiting=None, running=0, breakers={}, agents={}, rates=None)
         return self.fleet.agent_types.get(name, nobody)
 
     def awaiting(self, name: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import BaseModel
@@ -27,7 +27,8 @@ class WorkerLine(BaseModel):
 class AgentTypeLine(BaseModel):
     """One agent type over all workers that have it. `waiting` is None while nobody has seen its queue.
 
-    `breakers` counts the workers by the state of their breaker, `agents` the agents by theirs.
+    `breakers` counts the workers by the state of their breaker, `agents` the agents by theirs. `rates` are
+    tasks a second, None before any worker was heard twice.
     """
 
     workers: int
@@ -35,6 +36,7 @@ class AgentTypeLine(BaseModel):
     running: int
     breakers: dict[str, int]
     agents: dict[str, int]
+    rates: dict[str, float] | None
 
 
 class Overview(BaseModel):
@@ -64,7 +66,7 @@ def overview(peers: Peers, now: float) -> Overview:
         agent_types={name: _agent_type(name, heard) for name in agent_types},
         running=sum(sum(peer.report.running.values()) for peer in heard),
         prefetch=sum(peer.report.prefetch for peer in heard),
-        rates=_rates(heard),
+        rates=_sum(peer.rates for peer in heard if peer.rates is not None),
     )
 
 
@@ -98,11 +100,13 @@ def _agent_type(name: str, heard: Iterable[Peer]) -> AgentTypeLine:
         running=sum(peer.report.running.get(name, 0) for peer in having),
         breakers=Counter(peer.report.breakers[name] for peer in having if name in peer.report.breakers),
         agents=agents,
+        rates=_sum(peer.rates_by_type.get(name, {}) for peer in heard if peer.rates is not None),
     )
 
 
-def _rates(heard: Iterable[Peer]) -> dict[str, float] | None:
-    known = [peer.rates for peer in heard if peer.rates is not None]
+def _sum(rates: Iterable[Mapping[str, float]]) -> dict[str, float] | None:
+    """The rates of several workers together; None for those of nobody."""
+    known = list(rates)
     if not known:
         return None
-    return {name: round(sum(rates[name] for rates in known), 2) for name in RATES}
+    return {name: round(sum(one.get(name, 0) for one in known), 2) for name in RATES}

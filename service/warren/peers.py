@@ -6,7 +6,7 @@ Times named `now` are seconds on the listener's own clock: those of several host
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal
@@ -23,6 +23,18 @@ REMEMBERED: Final = 1000  # workers that have gone; their last events may still 
 RATES: Final = ("succeeded", "retried", "dead")  # totals of which it matters how fast they grow
 
 
+class Counted(BaseModel):
+    """What was counted of one agent type."""
+
+    totals: dict[str, float] = {}
+
+
+class Tallied(BaseModel):
+    """What a worker has counted, by agent type."""
+
+    agent_types: dict[str, Counted] = {}
+
+
 class Report(BaseModel):
     """What a heartbeat says. Whatever is missing is unknown, so that versions may differ within a fleet."""
 
@@ -33,7 +45,8 @@ class Report(BaseModel):
     awaiting_agent: dict[str, int] = {}
     breakers: dict[str, str] = {}
     agents: dict[str, dict[str, int]] = {}
-    totals: dict[str, int] = {}
+    totals: dict[str, float] = {}
+    tally: Tallied = Tallied()
     store_is_up: bool | None = None
     loop_lag_s: float = 0
     memory_bytes: int = 0
@@ -41,7 +54,10 @@ class Report(BaseModel):
 
 @dataclass(slots=True)
 class Peer:
-    """One worker. `rates` are tasks a second between its last two heartbeats, None before the second."""
+    """One worker. `rates` are tasks a second between its last two heartbeats, None before the second.
+
+    `rates_by_type` are those of each agent type of which it has counted anything.
+    """
 
     worker_id: str
     heard_at: float
@@ -50,6 +66,7 @@ class Peer:
     told_at: datetime | None = None
     report: Report = field(default_factory=Report)
     rates: dict[str, float] | None = None
+    rates_by_type: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def missed(self, now: float) -> float:
         """How many of its heartbeats could have been heard since the last that was."""
@@ -126,12 +143,18 @@ class Peers:
             log.warning("heartbeat.unreadable", worker_id=peer.worker_id, error=str(error))
             return  # it lives all the same
         if peer.told_at is not None and (seconds := (event.at - peer.told_at).total_seconds()) > 0:
-            peer.rates = {
-                name: max(0, report.totals.get(name, 0) - peer.report.totals.get(name, 0)) / seconds
-                for name in RATES
+            before = peer.report.tally.agent_types
+            peer.rates = _rates(peer.report.totals, report.totals, seconds)
+            peer.rates_by_type = {
+                name: _rates(before[name].totals if name in before else {}, counted.totals, seconds)
+                for name, counted in report.tally.agent_types.items()
             }
         peer.report, peer.told_at = report, event.at
         peer.interval = report.interval_s or self._interval
+
+
+def _rates(before: Mapping[str, float], now: Mapping[str, float], seconds: float) -> dict[str, float]:
+    return {name: max(0, now.get(name, 0) - before.get(name, 0)) / seconds for name in RATES}
 
 
 def _remember(known: OrderedDict[str, None], worker_id: str) -> None:

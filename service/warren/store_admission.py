@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Final, Self, TypeAlias
 from uuid import UUID
 
@@ -28,8 +29,6 @@ from warren.store_outbox import Parcel, body_of, waiting_row
 from warren.store_schema import SCHEDULED, fitting, tasks
 from warren_schemas import AMQP_PRIORITY, Task
 
-TRACEPARENT: Final = "traceparent"
-"""The header of the trace that a task belongs to (W3C Trace Context)."""
 GROUP: Final = 1000  # tasks in one transaction at most, unless one list is longer
 
 
@@ -45,14 +44,13 @@ class NewTask:
     idempotency_key: str | None = None
 
     @classmethod
-    def of(cls, task: Task, *, traceparent: str | None = None) -> Self:
-        """What is asked for a task: it waits until its `not_before`."""
-        headers = {} if traceparent is None else {TRACEPARENT: traceparent}
+    def of(cls, task: Task, headers: Mapping[str, str] = MappingProxyType({})) -> Self:
+        """What is asked for a task: it waits until its `not_before`. `headers` are those of its message."""
         return cls(
             task_id=task.task_id,
             agent_type=task.agent_type,
             user_id=task.user_id,
-            parcel=Parcel(body_of(task), to_json(headers), AMQP_PRIORITY[task.priority]),
+            parcel=Parcel(body_of(task), to_json(dict(headers)), AMQP_PRIORITY[task.priority]),
             due_at=None if task.not_before is None else task.not_before.timestamp(),
             idempotency_key=task.idempotency_key,
         )

@@ -89,10 +89,16 @@ class Tracing:
         return cls(exchange) if settings.traces else None
 
     @contextmanager
-    def publishing(self, agent_type: str, task_id: UUID) -> Iterator[dict[str, str]]:
-        """A producer span, in whatever trace there is; gives the headers that hand it on."""
+    def publishing(
+        self, agent_type: str, task_id: UUID, headers: Mapping[str, Any] | None = None
+    ) -> Iterator[dict[str, str]]:
+        """A producer span; gives the headers that hand it on.
+
+        Its parent is what `headers` carry, if anything; without `headers` it is in whatever trace there is.
+        """
         destination = f"{self._exchange}:{agent_type}"
-        with self._span("publish", "send", self._trace.SpanKind.PRODUCER, destination, agent_type, task_id):
+        kind, parent = self._trace.SpanKind.PRODUCER, None if headers is None else self._parent(headers)
+        with self._span("publish", "send", kind, destination, agent_type, task_id, parent):
             yield self.here()
 
     @contextmanager
@@ -101,7 +107,7 @@ class Tracing:
     ) -> Iterator[None]:
         """A consumer span for one run of a task, a child of the span that published it."""
         destination = f"{self._exchange}:{agent_type}:{queue}"
-        kind, parent = self._trace.SpanKind.CONSUMER, self._propagator.extract(carried_context(headers))
+        kind, parent = self._trace.SpanKind.CONSUMER, self._parent(headers)
         with self._span("process", "process", kind, destination, agent_type, task_id, parent):
             yield
 
@@ -129,6 +135,10 @@ class Tracing:
         headers: dict[str, str] = {}
         self._propagator.inject(headers)
         return headers
+
+    def _parent(self, headers: Mapping[str, Any]) -> TraceContext:
+        """The context that headers carry: an empty one where they carry none that makes sense."""
+        return self._propagator.extract(carried_context(headers))
 
     @contextmanager
     def _span(

@@ -44,6 +44,7 @@ async def test_it_shows_the_fleet_once(rig: Rig) -> None:
             "running": 2,
             "breakers": {"closed": 1},
             "agents": {"busy": 2},
+            "rates": {"succeeded": 0, "retried": 0, "dead": 0},
         }
         assert seen["agent_types"]["echo"]["workers"] == 2
         assert set(seen["agent_types"]["echo"]["breakers"]) == {"closed", "open"}
@@ -52,7 +53,7 @@ async def test_it_shows_the_fleet_once(rig: Rig) -> None:
         assert "2 workers, 2 of 30 tasks running" in text
         assert one.worker_id in text
         [line] = [line.split() for line in text.splitlines() if line.startswith("held")]
-        assert line == ["held", "1", "3", "2", "closed", "1", "busy", "2"]
+        assert line == ["held", "1", "3", "2", "0.0", "0.0", "0.0", "closed", "1", "busy", "2"]
         go.set()
         await asyncio.gather(*tasks)
 

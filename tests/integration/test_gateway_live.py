@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.faults import cli_environment, echo_app, proxy_of, start_cli
-from tests.gateways import API, NOWHERE, Door, door, is_problem, status, stream, submit, task
+from tests.gateways import API, NOWHERE, Door, door, is_problem, started, status, stream, submit, task
 from tests.integration.test_dead_letters import Moody
 from tests.rig import PATIENCE, Rig, eventually
 
@@ -115,22 +115,8 @@ async def test_a_gateway_that_is_killed_has_lost_nothing_that_it_answered(rig: R
         _, secret = await Keys(store).create("ann", "tenant")
     # Without a broker it cannot have published anything before it dies.
     where = cli_environment(rig, WARREN_STORE_URL=store_url, WARREN_AMQP_URL=NOWHERE)
-    process = await start_cli("gateway", "--port", "0", **where)
-    assert process.stderr is not None
-    address = ""
-    async with asyncio.timeout(PATIENCE):
-        while not address:
-            found = re.search(rb"gateway: (http://[0-9.:]+)", await process.stderr.readline())
-            address = found[1].decode() if found else ""
+    process, address = await started(**where)
     async with httpx.AsyncClient(base_url=address, headers={"Authorization": f"Bearer {secret}"}) as client:
-
-        async def answers() -> bool:
-            try:
-                return (await client.get("/healthz")).status_code == 200
-            except httpx.ConnectError:
-                return False
-
-        await eventually(answers, "it serves")
         task_ids = [await submit(client, number) for number in range(10)]
     process.send_signal(signal.SIGKILL)
     await process.communicate()
@@ -204,6 +190,14 @@ async def test_the_fleet_is_seen_and_steered(rig: Rig, store_url: str) -> None:
             'warren_tasks_total{agent_type="echo",outcome="succeeded"} 1.0'
             in (await client.get("/metrics")).text
         )
+
+        async def goes_on() -> Any:
+            task_id = await submit(client, 1)
+            await eventually(lambda: has_ended(client, task_id), "it has ended")
+            rates = (await client.get(f"{API}/agents/queue/status")).json()["agent_types"]["echo"]["rates"]
+            return rates and rates["succeeded"] > 0
+
+        await eventually(goes_on, "it has a rate")
         assert (await client.post(f"{API}/agents/echo/pause")).json()["changed"]
         assert not (await client.post(f"{API}/agents/echo/pause")).json()["changed"]
         await eventually(lambda: not worker.lanes["echo"].consumer.is_consuming, "it is paused")

@@ -63,7 +63,7 @@ async def columns(store: Store, *wanted: Any) -> list[tuple[Any, ...]]:
 
 async def test_what_is_let_in_is_published_unchanged(ledger: Ledger) -> None:
     task = make_task("greet", {"name": "Ada"}, user_id="acme", priority="urgent", metadata={"a": "b"})
-    asked = NewTask.of(task, traceparent=TRACE)
+    asked = NewTask.of(task, {"traceparent": TRACE, "tracestate": "vendor=1"})
     assert await admission(ledger.store).admit([asked]) == [Admitted(task.task_id)]
     outbox = Outbox(ledger)
     due = await outbox.claim_due(10)
@@ -71,7 +71,7 @@ async def test_what_is_let_in_is_published_unchanged(ledger: Ledger) -> None:
     message = due_message(due[0], Names("warren"), Settings())
     assert Task.model_validate_json(message.body) == task
     assert (message.priority, message.message_id, message.routing_key) == (8, str(task.task_id), "greet")
-    assert message.headers == {DISPATCH: 1, "traceparent": TRACE}
+    assert message.headers == {DISPATCH: 1, "traceparent": TRACE, "tracestate": "vendor=1"}
     await outbox.published(due)
     wanted = (
         tasks.c.status,

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from sqlalchemy import select
 from tests.faults import cli, cli_environment
+from tests.gateways import API, NOWHERE, door, started, task
 from tests.integration.test_desk import taken_in
-from tests.rig import Rig, eventually, publish, task_body
+from tests.rig import PATIENCE, Rig, eventually, publish, task_body
+from tests.stores import execute
 
 from warren import Context, Reject, RetryAfter, Warren
+from warren.store import Store
+from warren.store_keys import Keys
+from warren.store_schema import tasks
 
+VENDOR = {"tracestate": "vendor=1"}
 FOREIGN = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
@@ -144,6 +154,57 @@ async def test_a_task_that_enters_by_its_key_keeps_the_trace(
     assert tree(spans) == [["publish", ["process", ["attempt"], ["attempt"]]]]
 
 
+async def test_a_task_submitted_by_http_continues_the_trace_of_the_request(
+    rig: Rig, spans: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    async with (
+        door(store, rig.url, namespace=rig.settings.namespace, traces=True) as front,
+        rig.worker(application(), traces=True, store_url=store),
+    ):
+        client = await front.caller("ann")
+        trace_context = {"traceparent": FOREIGN, **VENDOR}
+        many = [task(1, "flaky"), task(2, "flaky"), {"agent_type": "?"}]
+        answer = await client.post(f"{API}/tasks", json=many, headers=trace_context)
+        assert answer.json()["admitted"] == 2
+        await eventually(lambda: len(named(spans, "process")) == 2, "both have run")
+        run = ["publish", ["process", ["attempt"], ["attempt"]]]
+        assert tree(spans) == [run, run]
+        assert {f"{span.context.trace_id:032x}" for span in spans.get_finished_spans() if span.context} == {
+            FOREIGN.split("-")[1]
+        }
+        for producer in named(spans, "publish"):
+            assert producer.kind == SpanKind.PRODUCER
+            assert producer.parent is not None
+            assert f"{producer.parent.span_id:016x}" == FOREIGN.split("-")[2]
+            assert producer.parent.trace_state.get("vendor") == "1"
+        spans.clear()
+        assert (await client.post(f"{API}/tasks", json=many)).json()["admitted"] == 2
+        await eventually(lambda: len(named(spans, "process")) == 2, "both have run")
+        assert tree(spans) == [run, run]
+        assert len({span.context.trace_id for span in spans.get_finished_spans() if span.context}) == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "carried"),
+    [
+        ({"traceparent": FOREIGN, **VENDOR}, {"traceparent": FOREIGN, **VENDOR}),
+        ({"traceparent": FOREIGN, "tracestate": "v=" + "1" * 511}, {"traceparent": FOREIGN}),
+        ({"traceparent": "00-1", **VENDOR}, {}),
+    ],
+)
+async def test_without_traces_a_gateway_hands_the_context_on_as_it_came(
+    spans: InMemorySpanExporter, tmp_path: Path, headers: dict[str, str], carried: dict[str, str]
+) -> None:
+    async with door(f"sqlite:///{tmp_path / 'store.db'}") as front:
+        client = await front.caller("ann")
+        answer = await client.post(f"{API}/tasks", json=task(1), headers=headers)
+        assert answer.status_code == 202, answer.text
+        [row] = await execute(front.backend.store, select(tasks.c.headers))
+    assert json.loads(row["headers"]) == carried
+    assert [one.name for one in spans.get_finished_spans()] == []
+
+
 async def test_a_foreign_trace_goes_on_to_the_result(rig: Rig, spans: InMemorySpanExporter) -> None:
     async with rig.worker(application(), traces=True), rig.plain() as channel:
         queue = str((await channel.queue_declare(exclusive=True)).queue)
@@ -175,7 +236,7 @@ async def test_without_traces_a_foreign_one_is_handed_on_as_it_came(
         answers = [await eventually(lambda: _get(channel, queue), "an answer") for _ in range(2)]
     found = [answer.header.properties.headers or {} for answer in answers]
     assert sorted(found, key=len) == [{}, {"traceparent": FOREIGN}]
-    assert spans.get_finished_spans() == ()
+    assert [one.name for one in spans.get_finished_spans()] == []
 
 
 async def test_a_dead_letter_and_its_replay_keep_the_trace(
@@ -197,8 +258,9 @@ async def test_a_dead_letter_and_its_replay_keep_the_trace(
     assert second["warren.outcome"] == "succeeded"
 
 
-async def test_the_spans_of_a_command_have_left_when_it_ends(rig: Rig) -> None:
-    received: list[tuple[str, bytes]] = []
+@contextmanager
+def collector(received: list[tuple[str, bytes]]) -> Iterator[dict[str, str]]:
+    """An OpenTelemetry collector that appends what it gets; gives the variables that send spans there."""
 
     class Collector(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -212,22 +274,47 @@ async def test_the_spans_of_a_command_have_left_when_it_ends(rig: Rig) -> None:
         serving = threading.Thread(target=server.serve_forever)
         serving.start()
         try:
-            async with rig.worker(application()):
-                where = {
-                    "WARREN_TRACES": "true",
-                    "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-                    "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
-                }
-                command = ("submit", "flaky", "--payload", "1")
-                code, _, err = await cli(*command, **cli_environment(rig, **where))
-                assert code == 0, err
+            yield {
+                "WARREN_TRACES": "true",
+                "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+                "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
+            }
         finally:
             server.shutdown()
             serving.join()
+
+
+async def test_the_spans_of_a_command_have_left_when_it_ends(rig: Rig) -> None:
+    received: list[tuple[str, bytes]] = []
+    async with rig.worker(application()):
+        with collector(received) as where:
+            command = ("submit", "flaky", "--payload", "1")
+            code, _, err = await cli(*command, **cli_environment(rig, **where))
+            assert code == 0, err
     [(path, body)] = received
     assert path == "/v1/traces"
     assert f"publish {rig.names.tasks}:flaky".encode() in body
     assert b"warren" in body
+
+
+async def test_the_spans_of_a_gateway_have_left_when_it_ends(tmp_path: Path) -> None:
+    received: list[tuple[str, bytes]] = []
+    store_url = f"sqlite:///{tmp_path / 'store.db'}"
+    async with Store(store_url) as store:
+        _, secret = await Keys(store).create("ann", "tenant")
+    with collector(received) as where:
+        process, address = await started(WARREN_AMQP_URL=NOWHERE, WARREN_STORE_URL=store_url, **where)
+        key = {"Authorization": f"Bearer {secret}"}
+        async with httpx.AsyncClient(base_url=address, headers=key, timeout=PATIENCE) as client:
+            answer = await client.post(f"{API}/tasks", json=task(1), headers={"traceparent": FOREIGN})
+            assert answer.status_code == 202, answer.text
+        process.terminate()
+        _, err = await process.communicate()
+        assert process.returncode == 0, err
+    [(path, body)] = received
+    assert path == "/v1/traces"
+    assert b"publish warren.tasks:echo" in body
+    assert bytes.fromhex(FOREIGN.split("-")[1]) in body
 
 
 async def _get(channel: Any, queue: str) -> Any:

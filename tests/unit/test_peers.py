@@ -117,6 +117,33 @@ def test_rates_are_differences_over_the_time_between_heartbeats() -> None:
     assert [peer.rates for peer in peers] == [{"succeeded": 10, "retried": 0.5, "dead": 0}]
 
 
+def test_each_agent_type_has_rates_of_its_own() -> None:
+    def tally(**counts: dict[str, int]) -> dict[str, Any]:
+        return {"agent_types": {name: {"totals": totals} for name, totals in counts.items()}}
+
+    peers = peers_of(
+        told("a", running={"browse": 0, "sum": 0}, tally=tally(browse={"succeeded": 10})),
+        told("b", running={"browse": 0}, tally=tally(browse={"succeeded": 7})),
+        told("silent", interval_s=1, running={"browse": 0}, tally=tally()),
+        told("silent", interval_s=1, second=1, running={"browse": 0}, tally=tally(browse={"dead": 99})),
+    )
+    assert overview(peers_of(told("a", running={"browse": 0})), 1).agent_types["browse"].rates is None
+    # What was counted first in the meantime began with nothing.
+    peers.take(
+        told(
+            "a",
+            second=4,
+            running={"browse": 0, "sum": 0},
+            tally=tally(browse={"succeeded": 30, "retried": 2}, sum={"dead": 1}),
+        ),
+        4,
+    )
+    peers.take(told("b", second=2, running={"browse": 0}, tally=tally(browse={"succeeded": 13})), 4)
+    seen = overview(peers, 4.5).agent_types
+    assert seen["browse"].rates == {"succeeded": 5 + 3, "retried": 0.5, "dead": 0}
+    assert seen["sum"].rates == {"succeeded": 0, "retried": 0, "dead": 0.25}
+
+
 def test_a_worker_that_was_lost_does_not_come_back_with_the_rate_of_its_absence() -> None:
     peers = peers_of(told("a", totals={"succeeded": 100}), told("a", "lost", by="b"))
     peers.take(told("a", second=100, totals={"succeeded": 200}), 100)
@@ -140,7 +167,8 @@ def test_the_overview_adds_up_those_that_are_heard() -> None:
                 waiting={"browse": 70 - second},
                 breakers={"browse": "open", "sum": "closed"},
                 agents={"browse": {"busy": 2, "idle": 1}},
-                totals={"succeeded": second},
+                totals={"succeeded": second, "dead": 1},
+                tally={"agent_types": {"browse": {"totals": {"succeeded": second - 10, "dead": 1}}}},
                 **browse,
             ),
             second,
@@ -172,6 +200,7 @@ def test_the_overview_adds_up_those_that_are_heard() -> None:
         "running": 5,
         "breakers": {"open": 1, "closed": 1},
         "agents": {"busy": 2, "idle": 5},
+        "rates": {"succeeded": 1, "retried": 0, "dead": 0},
     }
     assert seen.agent_types["sum"].model_dump() == {
         "workers": 1,
@@ -179,6 +208,7 @@ def test_the_overview_adds_up_those_that_are_heard() -> None:
         "running": 1,
         "breakers": {"closed": 1},
         "agents": {},
+        "rates": {"succeeded": 0, "retried": 0, "dead": 0},
     }
 
 

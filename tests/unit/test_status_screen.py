@@ -52,11 +52,12 @@ def test_everything_is_shown() -> None:
             memory_bytes=0,
         ),
     ]
-    browse = AgentTypeLine(
-        workers=1, waiting=1999, running=7, breakers={"open": 1}, agents={"busy": 7, "unhealthy": 1}
-    )
-    unseen = AgentTypeLine(workers=1, waiting=None, running=0, breakers={"closed": 1}, agents={})
     rates = {"succeeded": 12.34, "retried": 0.5, "dead": 0.0}
+    browse = AgentTypeLine(
+        workers=1, waiting=1999, running=7, breakers={"open": 1}, agents={"busy": 7, "unhealthy": 1},
+        rates=rates,
+    )  # fmt: skip
+    unseen = AgentTypeLine(workers=1, waiting=None, running=0, breakers={"closed": 1}, agents={}, rates=None)
     seen = Overview(
         workers=workers,
         lost=[f"w{number}" for number in range(7)],
@@ -68,8 +69,22 @@ def test_everything_is_shown() -> None:
     lines = drawn(seen, width=130)
     assert lines[0] == "1 worker, 7 of 200 tasks running; succeeded 12.3/s, retried 0.5/s, dead 0.0/s"
     words = [line.split() for line in lines]
-    assert ["browse", "1", "1999", "7", "open", "1", "busy", "7,", "unhealthy", "1"] in words
-    assert ["[odd]", "1", "?", "0", "closed", "1"] in words
+    assert [
+        "browse",
+        "1",
+        "1999",
+        "7",
+        "12.3",
+        "0.5",
+        "0.0",
+        "open",
+        "1",
+        "busy",
+        "7,",
+        "unhealthy",
+        "1",
+    ] in words
+    assert ["[odd]", "1", "?", "0", "?", "?", "?", "closed", "1"] in words
     assert [
         A_LONG_NAME,
         "up",

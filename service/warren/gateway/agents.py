@@ -33,6 +33,9 @@ class QueueLine(BaseModel):
     oldest_wait_s: float | None = Field(
         description="Of those tasks that came through the store; null where none waits."
     )
+    rates: dict[str, float] | None = Field(
+        description="Tasks a second; null where no worker has the type, or none was heard twice."
+    )
 
 
 class Queues(BaseModel):
@@ -85,6 +88,7 @@ async def queue_status(backend: TheBackend) -> Queues:
             running=0 if line is None else line.running,
             is_paused=name in paused,
             oldest_wait_s=round(waits[name], 3) if name in waits else None,
+            rates=None if line is None else line.rates,
         )
     return Queues(agent_types=lines, rates=fleet.rates)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -28,10 +28,22 @@ from warren.gateway.limits import Buckets
 from warren.gateway.problems import Problem, answer
 from warren.gateway.walls import LOOPBACK_NAMES, Answers, Bodies, Hosts
 
+if TYPE_CHECKING:
+    from fastapi.telemetry import TelemetryConfig
+
 DESCRIPTION: Final = """Submit, watch and repair the tasks of a Warren fleet.
 
 Errors are problem details ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)). A 202 means durable: the task
 is in the store, and is published even if the broker was down."""
+
+# FastAPI's own spans would be there for every request, and hold its query: a log-in link's is a secret.
+# Versions that make none take no notice of it.
+NO_TELEMETRY: Final[TelemetryConfig] = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "auto_configure": False,
+}
 
 
 def create_app(backend: Backend, *, is_local: bool) -> FastAPI:
@@ -50,6 +62,7 @@ def create_app(backend: Backend, *, is_local: bool) -> FastAPI:
         docs_url=None,  # these pages have scripts from elsewhere, which the policy forbids
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=NO_TELEMETRY,
         lifespan=lifespan,
     )
     app.state.backend = backend

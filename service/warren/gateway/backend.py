@@ -29,6 +29,7 @@ from warren.store_archive import Archive
 from warren.store_audit import Audit
 from warren.store_keys import Keys
 from warren.topology import Names, topology
+from warren.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +48,7 @@ class Backend:
     def __init__(self, remembering: Remembering, settings: Settings, url: str, name: str) -> None:
         self.settings, self.names = settings, Names(settings.namespace)
         self.store = remembering.ledger.store
+        self.tracing = Tracing.of(settings, self.names.tasks)
         self.loops, self._begun = Loops(), asyncio.Event()
         self._remembering = remembering
         self._publishing = Connection(settings, url, f"{name} publishing", self._declare_on)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Annotated, Any, Final, TypeAlias
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import from_json
 
@@ -18,13 +20,15 @@ from warren.gateway.models import TheBackend, Time
 from warren.gateway.problems import Problem, ProblemError, later, problems
 from warren.gateway.rules import API
 from warren.store_admission import Admitted, Answer, Conflict, NewTask, OutboxFull, QuotaExceeded
-from warren_schemas import Priority
+from warren_schemas import TRACEPARENT, TRACESTATE, Priority, Task
 from warren_schemas.values import AgentType
 
 router = APIRouter(prefix=API, tags=["tasks"])
 
 MOST: Final = 1000  # tasks in one request
-TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
+# W3C Trace Context, 3.2 and 3.3: nobody has to hand on a `tracestate` of more than 512 characters.
+PARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+STATE: Final = re.compile(r"[\x20-\x7e]{1,512}")
 
 
 class TaskIn(BaseModel):
@@ -72,6 +76,21 @@ class Refused(BaseModel):
     error: Problem
 
 
+Carry: TypeAlias = Callable[[Task], Mapping[str, str]]
+"""Gives the headers that hand the trace on to a task."""
+
+
+def trace_of_the_request(
+    traceparent: Annotated[str | None, Header(max_length=255)] = None,
+    tracestate: Annotated[list[str] | None, Header()] = None,
+) -> dict[str, str]:
+    """The trace context that a request carries. What makes no sense as one is as good as none."""
+    if traceparent is None or not PARENT.fullmatch(traceparent):
+        return {}
+    state = ",".join(tracestate or ())
+    return {TRACEPARENT: traceparent} | ({TRACESTATE: state} if STATE.fullmatch(state) else {})
+
+
 class AcceptedMany(BaseModel):
     """An answer for each task, in their order."""
 
@@ -102,35 +121,52 @@ async def submit(
     response: Response,
     backend: TheBackend,
     caller: TheCaller,
+    trace: Annotated[dict[str, str], Depends(trace_of_the_request)],
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
-    traceparent: Annotated[str | None, Header(max_length=255)] = None,
 ) -> Accepted | AcceptedMany:
     """A 202 means durable: the task is in the store, and is published even if the broker is down now.
 
     Of a list each task has its own answer; where not one is let in, the request has failed as a whole, with
-    the `errors` of each. `Idempotency-Key` is that of a single task.
+    the `errors` of each. `Idempotency-Key` is that of a single task. The trace of the request goes on with
+    each task.
     """
     wanted = _parsed(await request.body())
-    trace = traceparent if traceparent and TRACEPARENT.fullmatch(traceparent) else None
-    if isinstance(wanted, list):
-        if idempotency_key is not None:
-            raise ProblemError(422, "Idempotency-Key is for one task: in a list each has its own field")
-        return await _submit_many(backend, caller, wanted, trace)
-    entry = _entry(backend, caller, wanted, trace, idempotency_key)
+    with _traced(backend, trace) as carry:
+        if isinstance(wanted, list):
+            if idempotency_key is not None:
+                raise ProblemError(422, "Idempotency-Key is for one task: in a list each has its own field")
+            return await _submit_many(backend, caller, wanted, carry)
+        told = await _submit_one(backend, caller, wanted, carry, idempotency_key)
+    response.headers["Location"] = f"{API}/tasks/{told.task_id}"
+    return told
+
+
+@contextmanager
+def _traced(backend: TheBackend, trace: Mapping[str, str]) -> Iterator[Carry]:
+    """Within it each task has a producer span, a child of the request's trace; without traces that itself."""
+    tracing = backend.tracing
+    if tracing is None:
+        yield lambda _task: trace
+        return
+    with ExitStack() as spans:
+        yield lambda task: spans.enter_context(tracing.publishing(task.agent_type, task.task_id, trace))
+
+
+async def _submit_one(
+    backend: TheBackend, caller: Caller, wanted: Any, carry: Carry, key: str | None
+) -> Accepted:
+    entry = _entry(backend, caller, wanted, carry, key)
     if isinstance(entry, ProblemError):
         raise entry
     [answer] = await backend.admission.admit([entry])
     told = _told(answer)
     if isinstance(told, ProblemError):
         raise told
-    response.headers["Location"] = f"{API}/tasks/{told.task_id}"
     return told
 
 
-async def _submit_many(
-    backend: TheBackend, caller: Caller, wanted: list[Any], trace: str | None
-) -> AcceptedMany:
-    entries = [_entry(backend, caller, one, trace, None) for one in wanted]
+async def _submit_many(backend: TheBackend, caller: Caller, wanted: list[Any], carry: Carry) -> AcceptedMany:
+    entries = [_entry(backend, caller, one, carry, None) for one in wanted]
     sound = [entry for entry in entries if isinstance(entry, NewTask)]
     answers = iter(await backend.admission.admit(sound) if sound else ())
     told = [entry if isinstance(entry, ProblemError) else _told(next(answers)) for entry in entries]
@@ -168,7 +204,7 @@ def _parsed(body: bytes) -> Any:
 
 
 def _entry(
-    backend: TheBackend, caller: Caller, wanted: Any, trace: str | None, key: str | None
+    backend: TheBackend, caller: Caller, wanted: Any, carry: Carry, key: str | None
 ) -> NewTask | ProblemError:
     """What asks to be let in, or why it cannot."""
     try:
@@ -182,7 +218,7 @@ def _entry(
         task = make_task(
             given.agent_type, given.payload, **{**options, "user_id": user_id, "delay": given.delay_s}
         )
-        entry = NewTask.of(task, traceparent=trace)
+        entry = NewTask.of(task, carry(task))
     except ValidationError as error:
         return ProblemError(422, what_does_not_fit(error), kind="invalid", title="The task does not fit")
     except ConfigurationError as error:
