@@ -83,7 +83,8 @@ async def beside_a_worker(settings: Settings, url: str) -> AsyncIterator[None]:
             address = settings.gateway_host, settings.gateway_port
             gateway = await stack.enter_async_context(_opened(settings, url, *address))
         except ConfigurationError as error:
-            err.print(f"no gateway: {escape(str(error))} (--no-gateway)", soft_wrap=True, highlight=False)
+            hint = "WARREN_GATEWAY_PORT is its port, --no-gateway does without"
+            err.print(f"no gateway: {escape(str(error))} ({hint})", soft_wrap=True, highlight=False)
             yield
             return
         async with gateway.local_key() as link:

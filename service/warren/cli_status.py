@@ -135,7 +135,7 @@ def _agent_types(lines: Mapping[str, AgentTypeLine]) -> Table:
     for name, line in lines.items():
         waiting = "?" if line.waiting is None else str(line.waiting)
         table.add_row(
-            escape(name),
+            f"{escape(name)} [yellow](paused)[/]" if line.is_paused else escape(name),
             str(line.workers),
             waiting,
             str(line.running),

@@ -6,10 +6,12 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 from pydantic import ValidationError
@@ -31,6 +33,7 @@ EXAMPLES = (
 )
 CHUNK = 1000  # tasks submitted before the progress bar moves
 AT_ONCE = 500  # tasks whose results are awaited at once
+TOLD = 5  # ids of tasks that nobody waits for any more
 FULL_PAUSE = 0.5  # seconds before a full queue is tried again
 
 
@@ -157,15 +160,32 @@ async def _hand_in(client: Client, tasks: list[Task], progress: Progress) -> boo
 async def _wait_for_all(client: Client, tasks: list[Task], progress: Progress) -> bool:
     bar = progress.add_task("finished", total=len(tasks))
     good = True
-    async for result in _results(client, tasks):
-        progress.advance(bar)
-        if isinstance(result, WarrenError):
-            err.print(f"[red]not submitted:[/] {escape(str(result))}", soft_wrap=True)
-            good = False
-            continue
-        out.print(json.dumps(result.model_dump(mode="json")), soft_wrap=True, markup=False, highlight=False)
-        good = good and result.status == "succeeded"
+    open_ones = {task.task_id for task in tasks}
+    try:
+        async for result in _results(client, tasks):
+            progress.advance(bar)
+            if isinstance(result, WarrenError):
+                err.print(f"[red]not submitted:[/] {escape(str(result))}", soft_wrap=True)
+                good = False
+                continue
+            open_ones.discard(result.task_id)
+            out.print(
+                json.dumps(result.model_dump(mode="json")), soft_wrap=True, markup=False, highlight=False
+            )
+            good = good and result.status == "succeeded"
+    except asyncio.CancelledError:
+        _tell_open(open_ones)
+        raise
     return good
+
+
+def _tell_open(task_ids: Collection[UUID]) -> None:
+    """Whoever does not wait any more can still look, or cancel."""
+    some = ", ".join(str(task_id) for task_id in islice(task_ids, TOLD))
+    more = f" and {len(task_ids) - TOLD} more" if len(task_ids) > TOLD else ""
+    err.print(
+        f"not waited for any more: {some}{more}; `warren task show ID`, `warren cancel ID`", soft_wrap=True
+    )
 
 
 async def _results(client: Client, tasks: list[Task]) -> AsyncIterator[Result | WarrenError]:

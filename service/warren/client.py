@@ -87,7 +87,8 @@ class Client:
         self._opening = asyncio.Lock()
         self._store = ClientStore(self.settings)
         self._control = ClientControl(self._store, self._publisher, self._names)
-        self._consumes = self._listens = False
+        self._consumes = False
+        self._answers: Consumer | None = None
 
     async def __aenter__(self) -> Self:
         await self._publishing.open()
@@ -97,7 +98,8 @@ class Client:
 
     async def __aexit__(self, *_: object) -> None:
         await self._loops.stop()
-        if self._listens:
+        if self._answers is not None:
+            await self._answers.close()  # before its queue goes, or the library warns of a lost consumer
             await self._delete(self._replies.name)
         await self._consuming.close()
         await self._publishing.close()
@@ -336,11 +338,11 @@ class Client:
 
     async def _listen(self) -> None:
         """Consume our replies from now on."""
-        if self._listens:
+        if self._answers is not None:
             return
         await self._open_consuming()
         async with self._opening:
-            if not self._listens:
+            if self._answers is None:
                 wanted = Topology((), (self._replies,), ())
                 await self._consuming.declare(wanted)
                 consumer = Consumer(
@@ -351,7 +353,7 @@ class Client:
                 )
                 consumer.want(REPLIES_PREFETCH)
                 self._loops.start("replies", consumer.run())
-                self._listens = True
+                self._answers = consumer
 
     def _on_reply(self, delivery: Delivery) -> None:
         try:

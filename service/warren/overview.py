@@ -28,10 +28,12 @@ class AgentTypeLine(BaseModel):
     """One agent type over all workers that have it. `waiting` is None while nobody has seen its queue.
 
     `breakers` counts the workers by the state of their breaker, `agents` the agents by theirs. `rates` are
-    tasks a second, None before any worker was heard twice.
+    tasks a second, None before any worker was heard twice. `is_paused`: a worker says that it was told to
+    take none.
     """
 
     workers: int
+    is_paused: bool = False
     waiting: int | None
     running: int
     breakers: dict[str, int]
@@ -96,6 +98,7 @@ def _agent_type(name: str, heard: Iterable[Peer]) -> AgentTypeLine:
         agents.update(peer.report.agents.get(name, {}))
     return AgentTypeLine(
         workers=len(having),
+        is_paused=any(name in peer.report.paused for peer in having),
         waiting=max(seen)[1] if seen else None,
         running=sum(peer.report.running.get(name, 0) for peer in having),
         breakers=Counter(peer.report.breakers[name] for peer in having if name in peer.report.breakers),

@@ -44,6 +44,7 @@ class Report(BaseModel):
     waiting: dict[str, int] = {}
     awaiting_agent: dict[str, int] = {}
     breakers: dict[str, str] = {}
+    paused: list[str] = []
     agents: dict[str, dict[str, int]] = {}
     totals: dict[str, float] = {}
     tally: Tallied = Tallied()

@@ -15,8 +15,8 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy import URL, Connection, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from warren.errors import ConfigurationError, StoreUnavailable, StoreUnusable
@@ -46,12 +46,8 @@ class Store:
     """
 
     def __init__(self, url: str, *, migrate: bool = False) -> None:
-        parsed = make_url(url)
+        parsed = _parsed(url)
         backend = parsed.get_backend_name()
-        if backend not in ("sqlite", "postgresql"):
-            raise ConfigurationError(
-                f"WARREN_STORE_URL: {without_password(url)!r} is neither sqlite:///FILE nor postgresql://…"
-            )
         self.url = without_password(url)
         self.is_sqlite = backend == "sqlite"
         self._migrates = migrate or self.is_sqlite
@@ -121,6 +117,17 @@ class Store:
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return StoreUnavailable(f"the store {self.url} closed the connection: {text}")
         return error
+
+
+def _parsed(url: str) -> URL:
+    wrong = f"WARREN_STORE_URL: {without_password(url)!r} is neither sqlite:///FILE nor postgresql://…"
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError(wrong) from error
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise ConfigurationError(wrong)
+    return parsed
 
 
 def _alembic(connection: Connection) -> Config:

@@ -14,12 +14,13 @@ from typing import Any, Final, TypeVar, cast
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from warren.errors import StoreUnusable
+from warren.errors import ConfigurationError, StoreUnusable
 
 T = TypeVar("T")
 
 BUSY_TIMEOUT: Final = 30_000  # milliseconds that SQLite waits for another process's write
 POOL_TIMEOUT: Final = 10  # seconds to wait for a connection to PostgreSQL
+COMMAND_TIMEOUT: Final = 30  # seconds that one statement there may take
 # It takes the write lock at once: SQLite has no row locks, and refuses to turn a read into a write.
 BEGIN: Final = "BEGIN IMMEDIATE"
 ONLY_READS: Final = "warren_only_reads"  # the option of a connection that does without that lock
@@ -83,9 +84,19 @@ class PostgresqlServer:
     """A PostgreSQL server, through asyncpg."""
 
     def __init__(self, url: URL) -> None:
-        self._engine = create_async_engine(
-            url.set(drivername="postgresql+asyncpg"), pool_pre_ping=True, pool_timeout=POOL_TIMEOUT
-        )
+        try:
+            self._engine = create_async_engine(
+                url.set(drivername="postgresql+asyncpg"),
+                pool_pre_ping=True,
+                pool_timeout=POOL_TIMEOUT,
+                # A server that hangs counts as one that is away: asyncpg raises TimeoutError, an OSError.
+                connect_args={"timeout": POOL_TIMEOUT, "command_timeout": COMMAND_TIMEOUT},
+            )
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                "WARREN_STORE_URL names PostgreSQL, which needs asyncpg: install Warren with its extra "
+                "`postgres`, for example pip install '.[postgres]'"
+            ) from error
 
     async def prepare(self) -> None:
         """Nothing: the server is there, or the first transaction says that it is not."""

@@ -26,7 +26,7 @@ WEAKER: dict[Profile, tuple[str, ...]] = {
     "classic": (
         "queues live on one node: they are durable, but not replicated",
         "a task expires or rises only at the head of its queue: behind endless urgent tasks, others starve",
-        "the broker counts no deliveries: a task that kills its worker comes back without a limit",
+        "it counts no deliveries: without a store, a task that kills its worker comes back without a limit",
         "what the broker itself dead-letters moves without confirms: at most once, should it crash",
     ),
 }

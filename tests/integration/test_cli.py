@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -205,6 +206,16 @@ async def test_ctrl_c_is_exit_status_130(rig: Rig) -> None:
     listener.send_signal(signal.SIGINT)
     out, err = await asyncio.wait_for(listener.communicate(), 20)
     assert (listener.returncode, out, err) == (130, b"", b"")
+
+
+async def test_ctrl_c_while_waiting_tells_which_task_is_not_waited_for(rig: Rig) -> None:
+    await declared(rig, echo_app())
+    waiting = await start_cli("submit", "echo", "--payload", "1", "--wait", **cli_environment(rig))
+    await eventually(lambda: rig.depth(rig.names.queue("echo")), "it waits in its queue")
+    waiting.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(waiting.communicate(), 20)
+    assert waiting.returncode == 130
+    assert re.search(rb"not waited for any more: [0-9a-f-]{36}; `warren task show ID`", err)
 
 
 async def test_the_doctor_is_content_and_then_finds_a_mismatch(rig: Rig, app_file: Path) -> None:

@@ -40,6 +40,7 @@ async def test_it_shows_the_fleet_once(rig: Rig) -> None:
         assert (seen["running"], seen["prefetch"], seen["lost"]) == (2, 30, [])
         assert seen["agent_types"]["held"] == {
             "workers": 1,
+            "is_paused": False,
             "waiting": 3,
             "running": 2,
             "breakers": {"closed": 1},

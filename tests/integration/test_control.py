@@ -152,6 +152,13 @@ async def test_a_worker_that_starts_later_knows_what_is_paused(rig: Rig, store: 
             assert await result == "a"
 
 
+async def test_a_pause_is_told_in_the_heartbeats(rig: Rig, store: str) -> None:
+    scene = Scene()
+    async with rig.worker(scene.app, store_url=store) as worker, rig.client(store_url=store) as client:
+        assert await client.pause("gated")
+        await eventually(lambda: worker.health()["paused"] == ["gated"], "it is told")
+
+
 @pytest.mark.parametrize("body", [b"junk", b"[]", b'{"action": "cancel"}', b'{"action": "dance"}'])
 async def test_a_strange_command_changes_nothing(rig: Rig, store: str, body: bytes) -> None:
     scene = Scene()

@@ -11,14 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 from tests.integration.test_store import entry, ledger_of
 from tests.rig import Rig, eventually
-from tests.stores import Cluster, new_database
+from tests.stores import Cluster, execute, locked, new_database
 
-from warren import Context, Warren
+from warren import Context, Warren, store_databases
 from warren.client import make_task
 from warren.errors import ConfigurationError, StoreUnavailable, StoreUnusable
 from warren.store import Store
+from warren.store_schema import tasks
 
 TASKS = 40
 
@@ -56,9 +58,22 @@ async def test_a_server_that_is_not_there() -> None:
     assert "secret" not in str(caught.value)
 
 
-async def test_a_database_of_a_kind_that_we_do_not_know() -> None:
-    with pytest.raises(ConfigurationError, match=r"neither sqlite.*nor postgresql"):
-        Store("mysql://localhost/warren")
+@pytest.mark.parametrize("url", ["mysql://localhost/warren", "foo", "sqlite"])
+async def test_a_database_of_a_kind_that_we_do_not_know(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"WARREN_STORE_URL.*neither sqlite.*nor postgresql"):
+        Store(url)
+
+
+async def test_a_server_that_hangs_is_one_that_is_away(
+    postgresql: Callable[[], Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_databases, "COMMAND_TIMEOUT", 0.3)
+    url = await new_database(postgresql().url)
+    async with Store(url, migrate=True) as store:
+        async with locked(url, "tasks"):
+            with pytest.raises(StoreUnavailable, match="cannot be used now"):
+                await execute(store, select(tasks))
+        assert await execute(store, select(tasks)) == []
 
 
 @pytest.fixture

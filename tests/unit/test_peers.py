@@ -154,6 +154,12 @@ def test_a_worker_that_was_lost_does_not_come_back_with_the_rate_of_its_absence(
 # --- together ---------------------------------------------------------------------------------------------
 
 
+def test_the_overview_shows_what_is_paused() -> None:
+    peers = peers_of(told("a", breakers={"browse": "closed", "greet": "closed"}, paused=["greet"]))
+    lines = overview(peers, 1).agent_types
+    assert [name for name, line in lines.items() if line.is_paused] == ["greet"]
+
+
 def test_the_overview_adds_up_those_that_are_heard() -> None:
     browse: dict[str, Any] = {"interval_s": 5, "prefetch": 200, "memory_bytes": 1, "loop_lag_s": 0.1}
     peers = Peers(INTERVAL)
@@ -196,6 +202,7 @@ def test_the_overview_adds_up_those_that_are_heard() -> None:
     assert seen.rates == {"succeeded": 1, "retried": 0, "dead": 0}
     assert seen.agent_types["browse"].model_dump() == {
         "workers": 2,
+        "is_paused": False,
         "waiting": 40,  # as it was seen last
         "running": 5,
         "breakers": {"open": 1, "closed": 1},
@@ -204,6 +211,7 @@ def test_the_overview_adds_up_those_that_are_heard() -> None:
     }
     assert seen.agent_types["sum"].model_dump() == {
         "workers": 1,
+        "is_paused": False,
         "waiting": None,
         "running": 1,
         "breakers": {"closed": 1},
