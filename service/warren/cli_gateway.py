@@ -90,7 +90,7 @@ async def beside_a_worker(settings: Settings, url: str) -> AsyncIterator[None]:
         async with gateway.local_key() as link:
             serving = asyncio.create_task(gateway.serve(), name="gateway")
             err.print(f"gateway: [bold]{escape(gateway.address)}[/]", soft_wrap=True, highlight=False)
-            err.print(f"log in, once: {escape(link)}", soft_wrap=True, highlight=False)
+            err.print(f"log in, once, within ten minutes: {escape(link)}", soft_wrap=True, highlight=False)
             try:
                 yield
             finally:
