@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,7 +63,7 @@ async def begin(store: Store, plan: Plan) -> Replay:
 
 
 async def resumable(store: Store, prefix: str) -> Replay:
-    """The replay whose id begins so, ready to go on.
+    """The replay whose id begins so, ours to go on with from now on, as it stood before.
 
     Raises ConfigurationError when there is none or several, when it is done, or being carried out now.
     """
@@ -75,7 +74,7 @@ async def resumable(store: Store, prefix: str) -> Replay:
     [replay] = found
     if replay.status == "done":
         raise ConfigurationError(f"replay {replay.replay_id} is done: there is nothing to resume")
-    if replay.status == "running" and replay.updated_at > time.time() - ALIVE:
+    if not await Replays(store).claim(replay.replay_id, ALIVE):
         raise ConfigurationError(
             f"replay {replay.replay_id} is being carried out right now "
             f"(if its process was killed, try again in {ALIVE:g} s)"

@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, literal_column, or_, select
 
 from warren.store import Store
-from warren.store_schema import DEAD, DISCARDED, tasks
+from warren.store_schema import DEAD, DISCARDED, fitting, tasks
 from warren_schemas import Reason
 
 IS_DEAD: Final = tasks.c.status == literal_column(f"'{DEAD}'")
@@ -52,9 +52,11 @@ class Filter:
         if self.task_id is not None:
             parts.append(tasks.c.task_id == UUID(self.task_id))
         if self.group is not None:
-            parts.append(tasks.c.fingerprint == self.group)
+            parts.append(tasks.c.fingerprint == fitting(self.group, tasks.c.fingerprint))
         named = {column: getattr(self, column.name) for column in _FILTERED}
-        parts.extend(column == wanted for column, wanted in named.items() if wanted is not None)
+        parts.extend(
+            column == fitting(wanted, column) for column, wanted in named.items() if wanted is not None
+        )
         if self.since is not None:
             parts.append(tasks.c.finished_at >= self.since)
         if self.before is not None:

@@ -78,6 +78,7 @@ class Keys:
 
     async def revoke(self, key_id: str) -> bool:
         """End a key and its sessions now. False: there is none of this id, or it was revoked before."""
+        key_id = fitting(key_id, keys.c.key_id)
         ours = (keys.c.key_id == key_id) & keys.c.revoked_at.is_(None)
 
         def act(connection: Connection) -> bool:

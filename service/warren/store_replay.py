@@ -23,6 +23,7 @@ from sqlalchemy import (
     exists,
     func,
     literal_column,
+    or_,
     select,
 )
 
@@ -167,6 +168,20 @@ class Replays:
             )
 
         await self._store.run(act)
+
+    async def claim(self, replay_id: str, alive_for: float) -> bool:
+        """Mark a replay as running, for one who carries it out alone.
+
+        False: somebody does already, who has said so within `alive_for` seconds.
+        """
+        now = time.time()
+        is_free = or_(replays.c.status != "running", replays.c.updated_at <= now - alive_for)
+        statement = (
+            replays.update()
+            .where(replays.c.replay_id == replay_id, is_free)
+            .values(status="running", reason="", updated_at=now)
+        )
+        return await self._store.run(lambda connection: connection.execute(statement).rowcount > 0)
 
     async def concerns(self, replay: Replay, agent_type: str) -> bool:
         """Whether tasks of this agent type have been, or are to be, replayed."""

@@ -23,7 +23,7 @@ from warren import cron
 from warren.errors import ConfigurationError
 from warren.store import Store
 from warren.store_outbox import Parcel, body_of, waiting_row
-from warren.store_schema import schedules, tasks
+from warren.store_schema import fitting, schedules, tasks
 from warren_schemas import AMQP_PRIORITY, Priority, Task
 
 log = structlog.get_logger(__name__)
@@ -157,6 +157,7 @@ class Schedules:
         this is an agent's, or the other way round."""
         values = asdict(schedule) | {
             "cron": schedule.cron.strip(),
+            "user_id": fitting(schedule.user_id, schedules.c.user_id),
             "next_at": cron.next_after(schedule.cron, self._clock()),
         }
         insert = self._insert(schedules).values(values)

@@ -122,6 +122,32 @@ async def test_a_body_of_nobody_is_not_even_read(front: Door) -> None:
     is_problem(answer, 401)
 
 
+async def test_who_needs_no_key_sends_little(front: Door) -> None:
+    client = await front.client()
+    answer = await client.post(f"{API}/session", json={"key": "x" * 5000})
+    assert is_problem(answer, 413)["limit"] == 4096
+
+
+@pytest.mark.parametrize("body", [b'{"a": "\\ud800"}', b"[" * 500 + b"]" * 500, b"{"])
+async def test_what_no_database_could_keep_is_no_json(front: Door, body: bytes) -> None:
+    client = await front.caller("ann", "admin")
+    for path in ("tasks", "schedules", "dead-letters/replay", "keys"):
+        answer = await client.post(
+            f"{API}/{path}", content=body, headers={"Content-Type": "application/json"}
+        )
+        assert "is not JSON" in is_problem(answer, 400)["detail"]
+
+
+async def test_a_schedule_keeps_to_the_limits_and_its_payload_is_not_in_the_audit(front: Door) -> None:
+    client = await front.caller("ann", "admin")
+    schedule = {"name": "nightly", "agent_type": "greet", "cron": "0 3 * * *", "payload": "hunter2"}
+    assert (await client.post(f"{API}/schedules", json=schedule)).status_code == 200
+    assert "hunter2" not in (await client.get(f"{API}/audit")).text
+    limit = front.backend.settings.max_payload_bytes
+    too_large = schedule | {"payload": "x" * limit}
+    is_problem(await client.post(f"{API}/schedules", json=too_large), 413)
+
+
 async def test_a_slow_body_is_given_up(front: Door) -> None:
     client = await front.caller("ann")
     reader, writer = await asyncio.open_connection("127.0.0.1", int(front.address.rpartition(":")[2]))

@@ -380,7 +380,9 @@ async def test_warren_up_serves_it_with_a_login_link(rig: Rig, store_url: str, t
     link = ""
     async with asyncio.timeout(PATIENCE):
         while not link:
-            found = re.search(rb"log in, once, within ten minutes: (http://\S+)", await process.stderr.readline())
+            found = re.search(
+                rb"log in, once, within ten minutes: (http://\S+)", await process.stderr.readline()
+            )
             link = found[1].decode() if found else ""
     async with httpx.AsyncClient(follow_redirects=True) as browser:
 

@@ -21,7 +21,7 @@ from warren.store import Store
 from warren.store_dead import DeadIndex, Filter
 from warren.store_letters import Letter, Letters
 from warren.store_outbox import Parcel
-from warren.store_replay import Fresh, Outcomes, Plan, Replays
+from warren.store_replay import Fresh, Outcomes, Plan, Replay, Replays
 from warren.store_schema import replays, tasks
 from warren.wire import new_id
 
@@ -273,8 +273,7 @@ async def test_a_cancelled_replay_is_paused_and_goes_on_where_it_was(store: Stor
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    paused = await resumable(store, replay.replay_id)
-    assert paused.status == "paused"
+    assert (await Replays(store).get(replay.replay_id)).status == "paused"
     await change_rate(store, replay.replay_id, 1000)
     playing = asyncio.create_task(Player(store, lambda _: "succeeded").play())
     told: list[Progress] = []
@@ -283,6 +282,18 @@ async def test_a_cancelled_replay_is_paused_and_goes_on_where_it_was(store: Stor
     assert 10 <= told[0].replayed < 30
     assert (progress.phase, progress.replayed, progress.left) == ("done", 30, 0)
     assert await DeadIndex(store).count(Filter()) == 10
+
+
+async def test_of_many_that_resume_a_replay_one_carries_it_out(url: str) -> None:
+    async with Store(url, migrate=True) as one, Store(url) as other:
+        replay = await begin(one, Plan())
+        asked = [resumable(store, replay.replay_id) for store in (one, other) * 3]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+    going_on = [answer for answer in answers if isinstance(answer, Replay)]
+    assert [answer.replay_id for answer in going_on] == [replay.replay_id]
+    refused = [str(answer) for answer in answers if isinstance(answer, ConfigurationError)]
+    assert len(refused) == 5
+    assert all("being carried out right now" in text for text in refused)
 
 
 async def change_rate(store: Store, replay_id: str, rate: float) -> None:

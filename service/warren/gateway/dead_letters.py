@@ -212,7 +212,9 @@ async def replay(wanted: ReplayIn, response: Response, backend: TheBackend, call
         timeout=wanted.timeout_s,
     )
     begun = await engine.begin(backend.store, plan)
-    await backend.note(caller, "dead.replay", begun.replay_id, wanted.model_dump(mode="json"))
+    await backend.note(
+        caller, "dead.replay", begun.replay_id, wanted.model_dump(mode="json", exclude={"edit"})
+    )
     backend.carrier.start(begun)
     response.headers["Location"] = f"{API}/dead-letters/replays/{begun.replay_id}"
     return await _view(backend, begun)

@@ -69,16 +69,21 @@ async def list_schedules(backend: TheBackend) -> list[ScheduleView]:
 @router.post("", summary="Add a schedule, or change one", responses=problems())
 async def add(wanted: ScheduleIn, backend: TheBackend, caller: TheCaller) -> ScheduleView:
     """One task at each tick, in the whole fleet. The one of this name is changed, if there is one."""
+    payload, most = to_json(wanted.payload), backend.settings.max_payload_bytes
+    if len(payload) > most:
+        raise ProblemError(413, f"the payload has {len(payload)} bytes, and may have {most}", limit=most)
     schedule = Schedule(
         name=wanted.name,
         agent_type=wanted.agent_type,
         cron=wanted.cron,
-        payload=to_json(wanted.payload),
+        payload=payload,
         user_id=wanted.user_id or caller.user_id,
         priority=wanted.priority,
     )
     cron.check(wanted.cron)
-    await backend.note(caller, "schedule.add", wanted.name, wanted.model_dump(mode="json"))
+    # Without the payload: whoever reads the audit need not read that.
+    details = wanted.model_dump(mode="json", exclude={"payload"}) | {"payload_bytes": len(payload)}
+    await backend.note(caller, "schedule.add", wanted.name, details)
     return _view(await Schedules(backend.store).add(schedule))
 
 

@@ -9,10 +9,12 @@ import asyncio
 from collections.abc import Collection
 from typing import Final
 
+from pydantic_core import from_json
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from warren.gateway.problems import ProblemError, problem_of
+from warren.gateway.rules import rule_for
 
 # No script at all: what an answer shows is text. `frame-ancestors` keeps it out of other sites' frames.
 POLICY: Final = (
@@ -27,6 +29,7 @@ HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+SMALL: Final = 4096  # bytes of a body of somebody who needs no key
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -94,16 +97,26 @@ class Bodies:
         if length == "0" and "transfer-encoding" not in headers:
             await self._app(scope, receive, send)
             return
-        if int(length) > self._max_bytes:
-            raise self._too_large()
+        # Whoever needs no key could otherwise fill our memory.
+        needs_no_key = rule_for(scope["method"], scope["path"]) in ("nobody", None)
+        most = min(SMALL, self._max_bytes) if needs_no_key else self._max_bytes
+        if int(length) > most:
+            raise _too_large(most)
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise ProblemError(415, f"the body must be application/json, not {kind or 'without a type'!r}")
-        body = await self._read(receive)
-        if body is not None:
-            await self._app(scope, _again(body, receive), send)
+        body = await self._read(receive, most)
+        if body is None:
+            return
+        try:
+            from_json(body, allow_inf_nan=False)
+        except (
+            ValueError
+        ) as error:  # nested too deeply, half of a surrogate pair: no database takes them either
+            raise ProblemError(400, f"the body is not JSON: {error}") from error
+        await self._app(scope, _again(body, receive), send)
 
-    async def _read(self, receive: Receive) -> bytes | None:
+    async def _read(self, receive: Receive, most: int) -> bytes | None:
         body = bytearray()
         try:
             async with asyncio.timeout(self._seconds):
@@ -112,20 +125,19 @@ class Bodies:
                     if message["type"] == "http.disconnect":
                         return None
                     body += message.get("body", b"")
-                    if len(body) > self._max_bytes:
-                        raise self._too_large()
+                    if len(body) > most:
+                        raise _too_large(most)
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError as error:
             slow = f"the body did not arrive within {self._seconds:g} s"
             raise ProblemError(408, slow, headers={"Connection": "close"}) from error
 
-    def _too_large(self) -> ProblemError:
-        # The connection stays: cut while the client still sends, the answer would be lost with it (RFC 9112,
-        # 9.6). uvicorn throws the rest away as it comes.
-        return ProblemError(
-            413, f"the body is over {self._max_bytes} bytes: send fewer tasks at once", limit=self._max_bytes
-        )
+
+def _too_large(most: int) -> ProblemError:
+    # The connection stays: cut while the client still sends, the answer would be lost with it (RFC 9112,
+    # 9.6). uvicorn throws the rest away as it comes.
+    return ProblemError(413, f"the body is over {most} bytes: send fewer tasks at once", limit=most)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
