@@ -33,6 +33,7 @@ from rich.table import Table
 from warren import Client, Settings, Warren, broker
 from warren.bus import Connection
 from warren.client import IN_FLIGHT, make_task
+from warren.runtime import spare_the_collector
 from warren.topology import Names, topology
 from warren.wire import task_message
 from warren.worker import Worker
@@ -247,6 +248,7 @@ def main() -> None:
         ageing_step=3600,
         store_url=SecretStr("none"),
     )
+    spare_the_collector()  # as the process of a worker does
     found = broker.ensure(settings, out.print)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

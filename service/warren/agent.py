@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
 
 from warren.threads import call_in_thread
 
@@ -43,9 +43,9 @@ class FunctionAgent(Agent):
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
 
-    async def run(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         """Call the function."""
-        return await self._function(*args, **kwargs)
+        return cast("Coroutine[Any, Any, Any]", self._function(*args, **kwargs))
 
 
 class ThreadAgent(FunctionAgent):

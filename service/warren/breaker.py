@@ -57,6 +57,7 @@ class Valve:
         self._on_change, self._on_spare = on_change, on_spare
         self._reset_timeout = reset_timeout
         self._generation = 0
+        self._permit = Permit(self._generation, probe=False)  # all attempts of one generation share it
         self._probing = False
         self._reason = ""
         self._adopted_from: str | None = None
@@ -89,10 +90,12 @@ class Valve:
     def take(self) -> Permit | None:
         """A permit for one attempt, or None when none may run now."""
         state = self.state
-        if state == "open" or (state == "half_open" and self._probing):
+        if state == "closed":
+            return self._permit
+        if state == "open" or self._probing:
             return None
-        self._probing = state == "half_open"
-        return Permit(self._generation, self._probing)
+        self._probing = True
+        return Permit(self._generation, probe=True)
 
     def succeeded(self, permit: Permit) -> None:
         """The attempt succeeded: the row of failures ends, and a probe closes the valve."""
@@ -134,6 +137,7 @@ class Valve:
 
     def _changed(self, previous: State, state: State) -> None:
         self._generation += 1
+        self._permit = Permit(self._generation, probe=False)
         self._probing = False
         if state != "open":
             self._adopted_from = None

@@ -52,9 +52,12 @@ def _with_a_reason(reject_all: Callable[..., Any]) -> Any:
 
 def _short_string(value: bytes) -> tuple[int, str]:
     end = value[0] + 1
-    text = value[1:end].decode("utf-8", "replace")
-    # What is put in for a byte takes three: cut, so that it can be written again.
-    return end, text.encode()[:SHORT_STRING_BYTES].decode("utf-8", "ignore")
+    try:
+        return end, value[1:end].decode()
+    except UnicodeDecodeError:
+        text = value[1:end].decode("utf-8", "replace")
+        # What is put in for a byte takes three: cut, so that it can be written again.
+        return end, text.encode()[:SHORT_STRING_BYTES].decode("utf-8", "ignore")
 
 
 def _table_length(value: bytes) -> int:

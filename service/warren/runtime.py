@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import logging
 import signal
@@ -27,6 +28,11 @@ log = structlog.get_logger(__name__)
 
 # Seconds that tasks which an agent has left behind have to end once they are cancelled.
 LAST_MOMENT: Final = 1.0
+
+# Container objects made, less those that are gone, before the cycle collector of Python looks at them. The
+# 200 tasks in flight keep some 10,000: with the default, 700, it looks at each several times while they wait
+# for the store, and takes a sixth of a worker's processor.
+YOUNG_OBJECTS: Final = 20_000
 
 
 def load(target: str) -> Warren:
@@ -90,8 +96,19 @@ async def _end_leftovers() -> None:
         asyncio.tasks._unregister_task(task)  # noqa: SLF001 - the documented way to have a task forgotten
 
 
+def spare_the_collector() -> None:
+    """Have the cycle collector leave alone what was made at the start, and look less often at the rest.
+
+    Source: the documentation of Python's module gc, `freeze` and `set_threshold`.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
+
+
 async def work(app: Warren, settings: Settings, url: str) -> None:
     """Run a worker until SIGTERM or Ctrl-C; a second one of either releases what still runs at once."""
+    spare_the_collector()
     worker = Worker(app, settings, url)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):

@@ -130,7 +130,8 @@ class Settler:
         await asyncio.gather(*(delivery.release() for delivery in deliveries))
 
     async def _succeed(self, task: Task, outcome: Succeeded, deliveries: Sequence[Delivery]) -> None:
-        await self._answer(task, result_body(task, outcome.result, outcome.attempts), deliveries)
+        if any(delivery.properties.reply_to for delivery in deliveries):  # most want no answer
+            await self._answer(task, result_body(task, outcome.result, outcome.attempts), deliveries)
         if self._settings.task_events:
             self.tell(task, "succeeded", {"attempts": outcome.attempts})
 

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
@@ -58,31 +59,44 @@ class Entry:
 
 
 class Sqlite:
-    """Writes groups to SQLite, statement by statement in one trip to its thread.
+    """Writes groups to SQLite: one statement with a place for each value of each row.
 
-    Through SQLAlchemy and aiosqlite, with RETURNING, an end costs seven times as much of the processor.
+    The driver lets other threads go on while a statement runs, and waits for its turn after each: with a
+    statement for each row the event loop, when it is busy, would hold up every one of them.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._good, self._any = (_sqlite_statement(columns) for columns in (GOOD_END, ANY_END))
+        self._good, self._any = (_SqliteStatement(columns) for columns in (GOOD_END, ANY_END))
 
     async def write(self, group: Sequence[Entry]) -> list[bool]:
         """Write the group in one transaction: of each entry, whether it changed its row."""
-        return await self._store.run_bare(lambda connection: self._write(connection, group))
+        try:
+            await self._store.run_bare(lambda connection: self._write_together(connection, group))
+        except _SomeLostError:
+            return await self._store.run_bare(lambda connection: self._write_singly(connection, group))
+        return [True] * len(group)
 
-    def _write(self, connection: sqlite3.Connection, group: Sequence[Entry]) -> list[bool]:
-        cursor, now = connection.cursor(), time.time()
-        won = []
-        for entry in group:
-            # Most ends are good: seven columns less save a quarter.
-            statement, values = (
-                (self._good, _good_values) if entry.status == SUCCEEDED else (self._any, _any_values)
-            )
-            task_id, *rest = values(entry)
-            cursor.execute(statement, (task_id.hex, *rest, now, now))
-            won.append(cursor.rowcount > 0)
-        return won
+    def _write_together(self, connection: sqlite3.Connection, group: Sequence[Entry]) -> None:
+        if self._write(connection, group) < len(group):
+            raise _SomeLostError
+
+    def _write_singly(self, connection: sqlite3.Connection, group: Sequence[Entry]) -> list[bool]:
+        """Only so can be told which were overtaken, which is rare."""
+        return [self._write(connection, [entry]) > 0 for entry in group]
+
+    def _write(self, connection: sqlite3.Connection, group: Sequence[Entry]) -> int:
+        """How many rows were changed."""
+        # Most ends are good: seven columns less save a quarter.
+        good = all(entry.status == SUCCEEDED for entry in group)
+        statement, values = (self._good, _good_values) if good else (self._any, _any_values)
+        now = time.time()
+        row_by_row = ((task_id.hex, *rest, now, now) for task_id, *rest in map(values, group))
+        return connection.execute(statement.of(len(group)), tuple(chain.from_iterable(row_by_row))).rowcount
+
+
+class _SomeLostError(Exception):
+    """Of a group that was written together some were overtaken: nothing of it may stay."""
 
 
 class Postgresql:
@@ -134,15 +148,22 @@ def _unless_overtaken(statement: Any) -> Any:
     )
 
 
-def _sqlite_statement(columns: Sequence[str]) -> str:
-    """The statement as text, with a place for each of the columns, in their order, and twice for the time."""
-    values: dict[str, Any] = {name: bindparam(name) for name in (*columns, *WRITTEN)} | {
-        "crashes": literal_column("0")
-    }
-    statement = _unless_overtaken(sqlite.insert(tasks).values(values))
-    compiled = statement.compile(dialect=sqlite.dialect(paramstyle="qmark"))
-    assert compiled.positiontup == [*columns, "finished_at", "updated_at"]
-    return str(compiled)
+class _SqliteStatement:
+    """The statement as text: places for the columns, in their order, and twice for the time, in each row."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        values: dict[str, Any] = {name: bindparam(name) for name in (*columns, *WRITTEN)} | {
+            "crashes": literal_column("0")
+        }
+        statement = _unless_overtaken(sqlite.insert(tasks).values(values))
+        compiled = statement.compile(dialect=sqlite.dialect(paramstyle="qmark"))
+        assert compiled.positiontup == [*columns, "finished_at", "updated_at"]
+        self._head, rest = str(compiled).split(" VALUES ")
+        self._row, self._tail = rest.split(" ON CONFLICT ")
+
+    def of(self, rows: int) -> str:
+        """The statement for so many rows."""
+        return f"{self._head} VALUES {', '.join([self._row] * rows)} ON CONFLICT {self._tail}"
 
 
 def _postgresql_statement() -> Any:

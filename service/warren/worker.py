@@ -301,11 +301,10 @@ class Worker:
 
     def _lane(self, spec: AgentSpec) -> Lane:
         name, share = spec.agent_type, self._shares[spec.agent_type]
+        handler_name = f"task {name}"
 
         def deliver(delivery: Delivery) -> None:
-            handler = asyncio.create_task(
-                self._intake.handle(self.lanes[name], delivery), name=f"task {name}"
-            )
+            handler = asyncio.create_task(self._intake.handle(self.lanes[name], delivery), name=handler_name)
             self._handlers.add(handler)
             handler.add_done_callback(self._handlers.discard)
 
