@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -105,7 +105,7 @@ async def status(client: httpx.AsyncClient, task_id: str) -> str:
     return found
 
 
-async def stream(client: httpx.AsyncClient, task_id: str) -> AsyncIterator[tuple[str, Any]]:
+async def stream(client: httpx.AsyncClient, task_id: str) -> AsyncGenerator[tuple[str, Any], None]:
     """The events of a task, by their names, until the stream ends."""
     async with client.stream("GET", f"{API}/tasks/{task_id}/events") as answer:
         assert answer.status_code == 200

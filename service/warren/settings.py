@@ -106,6 +106,14 @@ class Settings(BaseSettings):
     gateway_max_body_bytes: int = Field(16 * MIB, ge=1, description="Largest body of a request, in bytes.")
     gateway_body_timeout: float = Field(30, gt=0, description="Time for the body of a request to arrive.")
     gateway_listeners: int = Field(10_000, ge=1, description="Streams of events that may be open at once.")
+    gateway_listeners_per_user: int = Field(1000, ge=1, description="Of these, streams of one user.")
+    gateway_max_bodies_bytes: int = Field(
+        256 * MIB, ge=1, description="Bodies of all requests that are held at once, in bytes."
+    )
+    gateway_trusted_proxies: str = Field(
+        "127.0.0.1,::1",
+        description="Addresses or networks of proxies, by commas: what they say of who asks is believed.",
+    )
     gateway_session_time: float = Field(43_200, gt=0, description="Time that a browser stays logged in.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")

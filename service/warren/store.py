@@ -87,7 +87,7 @@ class Store:
 
     async def ping(self) -> None:
         """Ask for nothing. Raises what `run` raises."""
-        await self.run(lambda connection: connection.exec_driver_sql("SELECT 1"))
+        await self.read(lambda connection: connection.exec_driver_sql("SELECT 1"))
 
     async def run_bare(self, act: Callable[[sqlite3.Connection], T]) -> T:
         """SQLite only: `run` with the driver's own connection, for statements that come in thousands."""

@@ -27,6 +27,8 @@ Kind = Literal["session", "login"]
 
 PREFIXES: Final[dict[Kind, str]] = {"session": "ws", "login": "wl"}
 KEY_PATTERN: Final = re.compile(r"wk_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
+TOKEN_PATTERN: Final = re.compile(r"(?:ws|wl)_[A-Za-z0-9_-]{43}")
+SESSIONS: Final = 100  # that one key may have open; one more ends the one that would end first
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +101,16 @@ class Keys:
 
     async def any_valid(self) -> bool:
         """Whether anybody can come in."""
-        now = time.time()
-        is_valid = and_(
-            keys.c.revoked_at.is_(None), or_(keys.c.expires_at.is_(None), keys.c.expires_at > now)
-        )
 
         def act(connection: Connection) -> bool:
-            return bool(connection.execute(select(exists().where(is_valid))).scalar_one())
+            return bool(connection.execute(select(exists().where(_is_valid()))).scalar_one())
 
         return await self._store.read(act)
+
+    async def valid(self, key_ids: Sequence[str]) -> set[str]:
+        """Which of these keys still open the door."""
+        query = select(keys.c.key_id).where(_is_valid(), keys.c.key_id.in_(key_ids))
+        return await self._store.read(lambda connection: set(connection.execute(query).scalars()))
 
     # -- browsers ----------------------------------------------------------------------------------------
 
@@ -121,6 +124,8 @@ class Keys:
 
     async def session(self, secret: str) -> Key | None:
         """The key of a session. None: it is wrong, over, or its key is valid no more."""
+        if TOKEN_PATTERN.fullmatch(secret) is None:
+            return None
         query = _key_of("session", secret)
         row = await self._store.read(lambda connection: connection.execute(query).mappings().one_or_none())
         return None if row is None else _valid(row)
@@ -143,6 +148,8 @@ class Keys:
 
     async def redeem(self, token: str, session_seconds: float) -> str | None:
         """Spend a login link's token: the secret of a new session, or None where it opens none."""
+        if TOKEN_PATTERN.fullmatch(token) is None:
+            return None
 
         def act(connection: Connection) -> str | None:
             row = connection.execute(_key_of("login", token)).mappings().one_or_none()
@@ -159,6 +166,9 @@ def _open(connection: Connection, kind: Kind, key_id: str, seconds: float) -> st
     new: dict[str, Any] = {"kind": kind, "key_id": key_id, "expires_at": now + seconds}
     connection.execute(sessions.delete().where(sessions.c.expires_at <= now))
     connection.execute(sessions.insert().values(secret_hash=_hash(secret), **new))
+    ours = and_(sessions.c.key_id == key_id, sessions.c.kind == kind)
+    newest = select(sessions.c.secret_hash).where(ours).order_by(sessions.c.expires_at.desc()).limit(SESSIONS)
+    connection.execute(sessions.delete().where(ours, sessions.c.secret_hash.not_in(newest)))
     return secret
 
 
@@ -178,6 +188,11 @@ def _random() -> str:
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
+
+
+def _is_valid() -> ColumnElement[bool]:
+    now = time.time()
+    return and_(keys.c.revoked_at.is_(None), or_(keys.c.expires_at.is_(None), keys.c.expires_at > now))
 
 
 def _key(row: RowMapping) -> Key:

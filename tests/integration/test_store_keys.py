@@ -16,7 +16,7 @@ from tests.stores import execute, written
 from warren.errors import ConfigurationError
 from warren.store import Store
 from warren.store_audit import Audit
-from warren.store_keys import Keys
+from warren.store_keys import SESSIONS, Keys
 from warren.store_schema import keys as keys_table
 from warren.store_schema import sessions
 from warren.store_tasks import TaskList
@@ -134,6 +134,24 @@ async def test_sessions_that_are_over_are_forgotten(keys: Keys, store: Store) ->
         await keys.open_session(key.key_id, -1)
     await keys.open_session(key.key_id, HOUR)
     assert len(await execute(store, select(sessions))) == 1
+
+
+async def test_a_key_has_so_many_sessions_and_the_oldest_ends(keys: Keys) -> None:
+    key, _ = await keys.create("acme", "tenant")
+    other, _ = await keys.create("other", "tenant")
+    others = await keys.open_session(other.key_id, HOUR)
+    opened = [await keys.open_session(key.key_id, HOUR + number) for number in range(SESSIONS + 2)]
+    assert [await keys.session(secret) for secret in opened[:2]] == [None, None]
+    assert await keys.session(opened[2]) == key
+    assert await keys.session(others) == other
+
+
+async def test_which_keys_are_valid(keys: Keys) -> None:
+    good, _ = await keys.create("acme", "tenant", time.time() + HOUR)
+    old, _ = await keys.create("acme", "tenant", time.time() - 1)
+    revoked, _ = await keys.create("acme", "tenant")
+    await keys.revoke(revoked.key_id)
+    assert await keys.valid([good.key_id, old.key_id, revoked.key_id, "0" * 12]) == {good.key_id}
 
 
 async def test_the_audit_is_read_from_its_newest_row(store: Store) -> None:

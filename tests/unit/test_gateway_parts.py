@@ -9,7 +9,7 @@ import pytest
 from warren.gateway.limits import SWEEP, Buckets
 from warren.gateway.models import cursor_of, place_of
 from warren.gateway.problems import ProblemError
-from warren.gateway.rules import is_known, rule_for
+from warren.gateway.rules import methods_of, rule_for
 from warren.gateway.server import is_loopback
 
 TASK = UUID("01932c07-209c-7b1f-8e4a-5f6d0c9b7a31")
@@ -70,10 +70,11 @@ def test_a_rule_is_of_a_method_and_a_path() -> None:
     assert rule_for("GET", "/healthz") == "nobody"
     assert rule_for("DELETE", f"/api/v1/tasks/{TASK}") == "tenant"
     assert rule_for("PUT", "/api/v1/tasks") is None
-    assert is_known("/api/v1/tasks")
-    assert not is_known("/api/v1/tasks/")
-    assert not is_known("/api/v1/tasks/a/b")
-    assert not is_known("/api/v1/../keys")
+    assert methods_of("/api/v1/tasks") == ["GET", "POST"]
+    assert methods_of("/healthz") == ["GET", "HEAD"]
+    assert not methods_of("/api/v1/tasks/")
+    assert not methods_of("/api/v1/tasks/a/b")
+    assert not methods_of("/api/v1/../keys")
 
 
 @pytest.mark.parametrize(

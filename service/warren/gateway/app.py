@@ -67,6 +67,7 @@ def create_app(backend: Backend, *, is_local: bool) -> FastAPI:
     )
     app.state.backend = backend
     app.state.guests = Guests(backend.keys)
+    app.state.buckets = Buckets(backend.settings.gateway_rate, backend.settings.gateway_burst)
     for error in (HTTPException, RequestValidationError):
         app.add_exception_handler(error, answer)
     for topic in (probes, sessions, submissions, tasks, streams, agents, dead_letters, schedules, keys):
@@ -80,12 +81,16 @@ def _wrap(app: FastAPI, backend: Backend, *, is_local: bool) -> None:
     """Build the walls; the last one is the outermost."""
     settings = backend.settings
     app.add_middleware(
-        Bodies, max_bytes=settings.gateway_max_body_bytes, seconds=settings.gateway_body_timeout
+        Bodies,
+        max_bytes=settings.gateway_max_body_bytes,
+        budget=settings.gateway_max_bodies_bytes,
+        seconds=settings.gateway_body_timeout,
     )
     app.add_middleware(
         Gatekeeper,
         guests=app.state.guests,
-        buckets=Buckets(settings.gateway_rate, settings.gateway_burst),
+        buckets=app.state.buckets,
+        strangers=Buckets(settings.gateway_rate, settings.gateway_burst),
     )
     if is_local:
         app.add_middleware(Hosts, names=LOOPBACK_NAMES)

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, TypeAlias
 
 import structlog
 from pydantic import JsonValue
@@ -33,7 +33,10 @@ from warren.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
+PartState: TypeAlias = Literal["up", "down"]
+
 PROBE: Final = 2.0  # seconds in which the store has to answer to count as there
+PROBED: Final = 1.0  # seconds for which that counts
 SIGHT: Final = 1.0  # seconds for which a look at the queues and the store is good
 DRAIN: Final = 5.0  # seconds that the relay has at the end for what it is publishing
 
@@ -62,7 +65,9 @@ class Backend:
             outbox_capacity=settings.outbox_capacity,
         )
         self._looking, self._sight, self._seen_at = asyncio.Lock(), Sight(), -SIGHT
-        self.heard = Heard(self._consuming, self.archive, settings)
+        self.heard = Heard(self._consuming, self.archive, self.keys, settings)
+        self._probing, self._probed_at = asyncio.Lock(), -PROBED
+        self._state: PartState = "down"
         self.steering = Steering(remembering.board, publisher, self.names, self.loops)
         self.carrier = Carrier(self.store, settings, self.heard, self.loops)
 
@@ -91,6 +96,7 @@ class Backend:
             loops.start("consuming connection", self._consuming.supervise())
             loops.start("events", self.heard.listen())
             loops.start("outcomes", self.heard.watch())
+            loops.start("listeners' keys", self.heard.guard())
             self._remembering.start(
                 loops, (), self._publisher, self._publishing, self._consuming, self._declare
             )
@@ -116,8 +122,15 @@ class Backend:
         """Write down who does what. Before it is done: nothing happens without a row."""
         await self.audit.write(caller.key_id, caller.user_id, action, subject, details)
 
-    async def store_state(self) -> Literal["up", "down"]:
-        """Whether the store answers."""
+    async def store_state(self) -> PartState:
+        """Whether the store answers, or did a second ago: anybody may ask this."""
+        async with self._probing:
+            if time.monotonic() - self._probed_at > PROBED:
+                self._state = await self._probe()
+                self._probed_at = time.monotonic()
+            return self._state
+
+    async def _probe(self) -> PartState:
         try:
             async with asyncio.timeout(PROBE):
                 await self.store.ping()
@@ -132,7 +145,7 @@ class Backend:
         await self.loops.watch()
 
     @property
-    def broker_state(self) -> Literal["up", "down"]:
+    def broker_state(self) -> PartState:
         """Whether both connections to the broker can be used."""
         return "up" if self._publishing.is_open and self._consuming.is_open else "down"
 

@@ -7,7 +7,7 @@ it take more memory the longer they wait.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -20,10 +20,12 @@ from warren.bus import Connection
 from warren.bus_delivery import Delivery
 from warren.bus_subscription import Subscription
 from warren.errors import StoreUnavailable
+from warren.gateway.problems import later
 from warren.metrics import Metrics
 from warren.overview import Overview, overview
 from warren.settings import Settings
 from warren.store_archive import Archive, TaskRecord
+from warren.store_keys import Keys
 from warren.topology import Names
 from warren_schemas import Event
 
@@ -34,14 +36,16 @@ KEPT: Final = 32  # events that a slow listener has before it; the oldest give w
 ALARMS: Final = 100  # openings of breakers that a replay has before it
 LOOK: Final = 0.5  # seconds between two looks for tasks that have ended
 SHORTEST: Final = 0.1  # … and if an event says that one has
-CHUNK: Final = 500  # tasks that one look asks for at once
+CHUNK: Final = 500  # tasks, or keys, that one look asks for at once
+GUARD: Final = 2.0  # seconds between two looks whether those who listen still may
 ENDED: Final = frozenset({"succeeded", "dead", "cancelled"})
 
 
 class Listener:
-    """Somebody who wants to know what happens to one task."""
+    """Somebody who wants to know what happens to one task, and whose key allows it."""
 
-    def __init__(self) -> None:
+    def __init__(self, task_id: UUID, user_id: str, key_id: str) -> None:
+        self.task_id, self.user_id, self.key_id = task_id, user_id, key_id
         self._events: deque[Event] = deque(maxlen=KEPT)
         self._wake = asyncio.Event()
         self._is_over = False
@@ -53,7 +57,7 @@ class Listener:
         self._wake.set()
 
     def end(self, record: TaskRecord | None = None) -> None:
-        """The task has ended so, or (without a record) the gateway ends: nothing comes after that."""
+        """The task has ended so, or (without a record) the gateway or the key has: nothing comes after."""
         self._is_over, self.ended = True, record
         self._wake.set()
 
@@ -71,14 +75,15 @@ class Listener:
 class Heard:
     """The fleet's events, taken in once: workers, breakers that open, and tasks that are listened to."""
 
-    def __init__(self, connection: Connection, archive: Archive, settings: Settings) -> None:
+    def __init__(self, connection: Connection, archive: Archive, keys: Keys, settings: Settings) -> None:
         self.metrics = Metrics(settings)
-        self._archive, self._most = archive, settings.gateway_listeners
+        self._archive, self._keys = archive, keys
+        self._most, self._most_of_one = settings.gateway_listeners, settings.gateway_listeners_per_user
         self._grace = settings.reconnect_max_delay
         self._listeners: dict[UUID, set[Listener]] = {}
         self._alarms: set[asyncio.Queue[Event]] = set()
         self._look = asyncio.Event()
-        self.listening = 0
+        self._listening: Counter[str] = Counter()  # by user
         self._subscription = Subscription(
             connection,
             Names(settings.namespace).events,
@@ -98,24 +103,33 @@ class Heard:
         return overview(self.metrics.peers, self.now())
 
     @property
-    def is_full(self) -> bool:
-        """Whether nobody else may listen to a task now."""
-        return self.listening >= self._most
+    def listening(self) -> int:
+        """How many listen to a task now."""
+        return self._listening.total()
 
     @contextmanager
-    def listener(self, task_id: UUID) -> Iterator[Listener]:
-        """Listen to a task, from the moment that this is entered."""
-        listener = Listener()
-        self._listeners.setdefault(task_id, set()).add(listener)
-        self.listening += 1
+    def listened(self, listener: Listener) -> Iterator[None]:
+        """Tell the listener what happens, from the moment that this is entered. Raises ProblemError (503, or
+        429 for one user) where as many listen as may.
+        """
+        self._refuse_too_many(listener.user_id)
+        self._listeners.setdefault(listener.task_id, set()).add(listener)
+        self._listening[listener.user_id] += 1
         self._look.set()
         try:
-            yield listener
+            yield
         finally:
-            self.listening -= 1
-            self._listeners[task_id].discard(listener)
-            if not self._listeners[task_id]:
-                del self._listeners[task_id]
+            self._listening -= Counter({listener.user_id: 1})
+            self._listeners[listener.task_id].discard(listener)
+            if not self._listeners[listener.task_id]:
+                del self._listeners[listener.task_id]
+
+    def _refuse_too_many(self, user_id: str) -> None:
+        if self.listening >= self._most:
+            raise later(503, "as many streams are open as there may be", kind="too-many-streams")
+        if self._listening[user_id] >= self._most_of_one:
+            told = f"{user_id} has {self._most_of_one} streams open, as many as one user may"
+            raise later(429, told, kind="too-many-streams", limit=self._most_of_one)
 
     async def breakers(self) -> AsyncIterator[Event]:
         """Breakers that open, from the first step on."""
@@ -149,6 +163,23 @@ class Heard:
             with suppress(StoreUnavailable):
                 await self._end_those_that_have()
             await asyncio.sleep(SHORTEST)
+
+    async def guard(self) -> None:
+        """End the streams of keys that are valid no more, for ever."""
+        while True:
+            await asyncio.sleep(GUARD)
+            with suppress(StoreUnavailable):
+                await self._end_those_locked_out()
+
+    async def _end_those_locked_out(self) -> None:
+        listeners = [one for listeners in self._listeners.values() for one in listeners]
+        key_ids = sorted({one.key_id for one in listeners})
+        valid: set[str] = set()
+        for start in range(0, len(key_ids), CHUNK):
+            valid |= await self._keys.valid(key_ids[start : start + CHUNK])
+        for listener in listeners:
+            if listener.key_id not in valid:
+                listener.end()
 
     async def _end_those_that_have(self) -> None:
         task_ids = list(self._listeners)

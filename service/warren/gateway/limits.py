@@ -1,4 +1,4 @@
-"""How often a key may come: a token bucket for each, in memory."""
+"""How often a key, or an address without one, may come: a token bucket for each, in memory."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ class Buckets:
         self._clock = clock
         self._buckets: dict[str, tuple[float, float]] = {}  # what is left, and when that was
         self._sweep_at = SWEEP
+
+    def wait(self, name: str) -> float:
+        """Zero, or the seconds until there is one to take."""
+        return max(0.0, (1 - self._left(name, self._clock())) / self.rate)
 
     def take(self, name: str) -> float:
         """Take one. Zero, or the seconds until there is one."""

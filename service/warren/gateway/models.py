@@ -12,6 +12,7 @@ from pydantic_core import from_json, to_json
 
 from warren.gateway.auth import Guests
 from warren.gateway.backend import Backend
+from warren.gateway.limits import Buckets
 from warren.gateway.problems import ProblemError
 from warren_schemas.values import UtcDatetime
 
@@ -30,7 +31,15 @@ def _guests(request: Request) -> Guests:
 
 
 TheBackend = Annotated[Backend, Depends(_backend)]
+
+
+def _buckets(request: Request) -> Buckets:
+    buckets: Buckets = request.app.state.buckets
+    return buckets
+
+
 TheGuests = Annotated[Guests, Depends(_guests)]
+TheBuckets = Annotated[Buckets, Depends(_buckets)]
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]
 Cursor = Annotated[

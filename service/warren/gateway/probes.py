@@ -27,12 +27,14 @@ class Readiness(BaseModel):
     parts: dict[Literal["store", "broker"], Literal["up", "down"]]
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Is the process alive?")
 async def healthz() -> Health:
     """Answers as long as the process does. It asks nothing of the store or the broker."""
     return Health()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="Can it serve requests?",

@@ -18,7 +18,9 @@ API: Final = "/api/v1"
 
 RULES: Final[Mapping[tuple[str, str], Need]] = {
     ("GET", "/healthz"): "nobody",
+    ("HEAD", "/healthz"): "nobody",
     ("GET", "/readyz"): "nobody",
+    ("HEAD", "/readyz"): "nobody",
     ("GET", "/metrics"): "operator",
     ("GET", "/login"): "nobody",
     ("GET", f"{API}/openapi.json"): "nobody",
@@ -65,6 +67,6 @@ def rule_for(method: str, path: str) -> Need | None:
     return None
 
 
-def is_known(path: str) -> bool:
-    """Whether there is a route of this path, with whatever method."""
-    return any(pattern.match(path) for pattern in _PATHS.values())
+def methods_of(path: str) -> list[str]:
+    """The methods that this path takes, in the order of the alphabet; none where nothing is there."""
+    return sorted(method for method, template in RULES if _PATHS[template].match(path))

@@ -42,6 +42,7 @@ class Gateway:
         config = uvicorn.Config(
             create_app(backend, is_local=is_local),
             log_config=None,
+            forwarded_allow_ips=backend.settings.gateway_trusted_proxies,
             access_log=False,  # addresses may hold what nobody is to read
             server_header=False,
             lifespan="on",

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from warren.gateway.auth import CHALLENGE, COOKIE, TheCaller
-from warren.gateway.models import TheBackend, TheGuests
+from warren.gateway.auth import CHALLENGE, COOKIE, TheCaller, charge
+from warren.gateway.models import TheBackend, TheBuckets, TheGuests
 from warren.gateway.problems import ProblemError, problems
 from warren.gateway.rules import API
 from warren.store_keys import Role
@@ -37,11 +37,14 @@ class Session(BaseModel):
 
 
 @router.post(f"{API}/session", summary="Log a browser in", responses=problems())
-async def log_in(login: Login, request: Request, response: Response, backend: TheBackend) -> Session:
+async def log_in(
+    login: Login, request: Request, response: Response, backend: TheBackend, buckets: TheBuckets
+) -> Session:
     """Give a key; the answer sets a cookie that scripts cannot read and other sites do not send."""
     key = await backend.keys.authenticate(login.key)
     if key is None:
         raise ProblemError(401, "the key is wrong, expired or revoked", headers=CHALLENGE)
+    charge(buckets, key.key_id, "this key")
     seconds = backend.settings.gateway_session_time
     _set_cookie(response, request, await backend.keys.open_session(key.key_id, seconds), seconds)
     return Session(user_id=key.user_id, role=key.role, key_id=key.key_id)

@@ -9,11 +9,12 @@ from uuid import UUID
 from fastapi import APIRouter
 from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
 
 from warren.gateway.auth import TheCaller
-from warren.gateway.heard import Heard
+from warren.gateway.heard import Heard, Listener
 from warren.gateway.models import TheBackend
-from warren.gateway.problems import later, problems
+from warren.gateway.problems import problems
 from warren.gateway.rules import API
 from warren.gateway.tasks import find
 from warren.store_archive import TaskRecord
@@ -45,21 +46,34 @@ _STREAM: Final = {
     responses={**problems(404), 200: _STREAM},
 )
 async def follow(task_id: UUID, backend: TheBackend, caller: TheCaller) -> EventSourceResponse:
-    """A stream that ends with the task's outcome. Opened again, it begins with how things stand."""
+    """A stream that ends with the task's outcome. Opened again, it begins with how things stand.
+
+    It ends without one when the key is revoked or expires.
+    """
     record = await find(backend, caller, task_id)
-    if backend.heard.is_full:
-        raise later(503, "as many streams are open as there may be", kind="too-many-streams")
-    return EventSourceResponse(_told(backend.heard, record), ping=HEARTBEAT, send_timeout=SEND, sep="\n")
+    return _Stream(backend.heard, Listener(task_id, caller.user_id, caller.key_id), record)
 
 
-async def _told(heard: Heard, record: TaskRecord) -> AsyncIterator[ServerSentEvent]:
+class _Stream(EventSourceResponse):
+    """Listens while it is sent, and not a moment longer, however that ends."""
+
+    def __init__(self, heard: Heard, listener: Listener, record: TaskRecord) -> None:
+        super().__init__(_told(listener, record), ping=HEARTBEAT, send_timeout=SEND, sep="\n")
+        self._place = heard.listened(listener)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        with self._place:
+            await super().__call__(scope, receive, send)
+
+
+async def _told(listener: Listener, record: TaskRecord) -> AsyncIterator[ServerSentEvent]:
     """It asks the store for nothing: once a stream has begun, there is no way to say that it is away."""
-    with heard.listener(record.task_id) as listener:
-        yield _event("status", {"task_id": str(record.task_id), "status": record.status})
-        async for event in listener.events():
-            yield _of(event)
-        if listener.ended is not None:
-            yield _event("outcome", listener.ended.as_result().model_dump(mode="json"))
+    yield _event("status", {"task_id": str(record.task_id), "status": record.status})
+    async for event in listener.events():
+        yield _of(event)
+    if listener.ended is not None:
+        yield _event("outcome", listener.ended.as_result().model_dump(mode="json"))
 
 
 def _of(event: Event) -> ServerSentEvent:

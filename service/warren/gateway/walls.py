@@ -6,14 +6,15 @@ Plain ASGI, so that an answer that streams is passed on as it comes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from pydantic_core import from_json
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from warren.gateway.problems import ProblemError, problem_of
+from warren.gateway.problems import ProblemError, later, problem_of
 from warren.gateway.rules import rule_for
 
 # No script at all: what an answer shows is text. `frame-ancestors` keeps it out of other sites' frames.
@@ -85,10 +86,14 @@ class Hosts:
 
 
 class Bodies:
-    """Reads bodies before anybody else does: JSON, not too large, not too slow."""
+    """Reads bodies before anybody else does: JSON, not too large, not too slow, not too many at once.
 
-    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
+    `budget` is in bytes, of all bodies that are being read or worked on.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, budget: int, seconds: float) -> None:
         self._app, self._max_bytes, self._seconds = app, max_bytes, seconds
+        self._budget, self._held = budget, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on with its whole body; one that goes away before it is complete, not at all."""
@@ -105,18 +110,31 @@ class Bodies:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise ProblemError(415, f"the body must be application/json, not {kind or 'without a type'!r}")
-        body = await self._read(receive, most)
-        if body is None:
-            return
-        try:
-            from_json(body, allow_inf_nan=False)
-        except (
-            ValueError
-        ) as error:  # nested too deeply, half of a surrogate pair: no database takes them either
-            raise ProblemError(400, f"the body is not JSON: {error}") from error
-        await self._app(scope, _again(body, receive), send)
+        with self._account() as hold:
+            body = await self._read(receive, most, hold)
+            if body is None:
+                return
+            _check(body)
+            await self._app(scope, _again(body, receive), send)
 
-    async def _read(self, receive: Receive, most: int) -> bytes | None:
+    @contextmanager
+    def _account(self) -> Iterator[Callable[[int], None]]:
+        """Counts what a request holds of the budget, until it is answered. Raises 503 where it is used up."""
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            if self._held + size > self._budget:
+                raise later(503, "too many bodies are being read: try again", kind="too-many-bodies")
+            held += size
+            self._held += size
+
+        try:
+            yield hold
+        finally:
+            self._held -= held
+
+    async def _read(self, receive: Receive, most: int, hold: Callable[[int], None]) -> bytes | None:
         body = bytearray()
         try:
             async with asyncio.timeout(self._seconds):
@@ -124,14 +142,23 @@ class Bodies:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
-                    body += message.get("body", b"")
-                    if len(body) > most:
+                    part = message.get("body", b"")
+                    if len(body) + len(part) > most:
                         raise _too_large(most)
+                    hold(len(part))
+                    body += part
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError as error:
             slow = f"the body did not arrive within {self._seconds:g} s"
             raise ProblemError(408, slow, headers={"Connection": "close"}) from error
+
+
+def _check(body: bytes) -> None:
+    try:
+        from_json(body, allow_inf_nan=False)
+    except ValueError as error:  # nested too deeply, half of a surrogate pair: no database takes them either
+        raise ProblemError(400, f"the body is not JSON: {error}") from error
 
 
 def _too_large(most: int) -> ProblemError:

@@ -1,0 +1,172 @@
+"""How much one caller may take of a gateway: requests, streams, memory; and whom it believes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from tests.gateways import API, door, is_problem, stream, submit, task
+from tests.rig import eventually
+
+from warren.gateway.auth import COOKIE, Guests
+from warren.gateway.heard import GUARD
+from warren.store import Store
+from warren.store_keys import Key, Keys
+
+WRONG = f"wk_0123456789ab_{'x' * 43}"
+
+
+@pytest.fixture
+def store_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'store.db'}"
+
+
+async def test_an_address_without_a_good_key_is_slowed_down_and_others_are_not(store_url: str) -> None:
+    async with door(store_url, gateway_rate=0.01, gateway_burst=20) as front:
+        wrong = await front.client(WRONG, **{"X-Forwarded-For": "203.0.113.7"})
+        answers = [(await wrong.get(f"{API}/session")).status_code for _ in range(30)]
+        assert answers == [401] * 20 + [429] * 10
+        refused = is_problem(await wrong.get("/readyz"), 429)
+        assert (refused["type"], refused["burst"]) == ("urn:warren:problem:rate-limited", 20)
+        ann = await front.caller("ann")
+        ann.headers["X-Forwarded-For"] = "203.0.113.8"
+        assert (await ann.get(f"{API}/session")).status_code == 200
+
+
+async def test_a_network_of_ipv6_is_one_address(store_url: str) -> None:
+    async with door(store_url, gateway_rate=0.01, gateway_burst=2) as front:
+        client = await front.client()
+        answers = [
+            (await client.get("/healthz", headers={"X-Forwarded-For": f"2001:db8::{number:x}"})).status_code
+            for number in range(4)
+        ]
+        assert answers == [200, 200, 429, 429]
+
+
+async def test_a_proxy_that_is_not_trusted_is_not_believed(store_url: str) -> None:
+    async with door(store_url, gateway_trusted_proxies="192.0.2.1") as front:
+        _, secret = await front.keys.create("ann", "tenant")
+        said = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.7"}
+        answer = await (await front.client(**said)).post(f"{API}/session", json={"key": secret})
+        assert COOKIE in answer.headers["set-cookie"]
+        assert "Secure" not in answer.headers["set-cookie"]
+
+
+async def test_behind_a_trusted_proxy_with_tls_the_cookie_is_for_tls_alone(store_url: str) -> None:
+    async with door(store_url) as front:
+        _, secret = await front.keys.create("ann", "tenant")
+        browser = await front.client(**{"X-Forwarded-Proto": "https"})
+        answer = await browser.post(f"{API}/session", json={"key": secret})
+        assert "Secure" in answer.headers["set-cookie"]
+
+
+async def test_logging_in_counts_as_the_keys_own(store_url: str) -> None:
+    async with door(store_url, gateway_rate=0.01, gateway_burst=3) as front:
+        _, secret = await front.keys.create("ann", "tenant")
+        for number in range(4):
+            browser = await front.client(**{"X-Forwarded-For": f"203.0.113.{number}"})
+            answer = await browser.post(f"{API}/session", json={"key": secret})
+            assert answer.status_code == (200 if number < 3 else 429)
+
+
+async def test_a_stream_ends_with_its_key(store_url: str) -> None:
+    async with door(store_url) as front:
+        key, secret = await front.keys.create("ann", "tenant")
+        ann, bob = await front.client(secret), await front.caller("bob")
+        events = stream(ann, await submit(ann))
+        kept = stream(bob, await submit(bob))
+        assert [(await anext(one))[0] for one in (events, kept)] == ["status", "status"]
+        assert front.backend.heard.listening == 2
+        await front.keys.revoke(key.key_id)
+        async with asyncio.timeout(GUARD + 5):
+            assert [event async for event in events] == []
+        assert front.backend.heard.listening == 1
+        await kept.aclose()
+
+
+async def test_one_user_cannot_have_all_the_streams(store_url: str) -> None:
+    async with door(store_url, gateway_listeners=3, gateway_listeners_per_user=2) as front:
+        ann, bob = await front.caller("ann"), await front.caller("bob")
+        anns, bobs = await submit(ann), await submit(bob)
+        streams = [stream(ann, anns) for _ in range(2)]
+        for one in streams:
+            await anext(one)
+        assert is_problem(await ann.get(f"{API}/tasks/{anns}/events"), 429)["limit"] == 2
+        streams.append(stream(bob, bobs))
+        await anext(streams[-1])
+        is_problem(await bob.get(f"{API}/tasks/{bobs}/events"), 503)
+        for one in streams:
+            await one.aclose()
+        await eventually(lambda: front.backend.heard.listening == 0, "their places are free")
+        again = stream(ann, anns)
+        assert (await anext(again))[0] == "status"
+        await again.aclose()
+
+
+async def test_all_bodies_together_are_limited(store_url: str) -> None:
+    async with door(store_url, gateway_max_bodies_bytes=10_000) as front:
+        ann = await front.caller("ann")
+        refused = await ann.post(f"{API}/tasks", json=task("x" * 20_000))
+        assert is_problem(refused, 503)["type"] == "urn:warren:problem:too-many-bodies"
+        assert int(refused.headers["retry-after"]) > 0
+        for _ in range(3):  # what was held before is given back
+            await submit(ann, "x" * 6000)
+
+
+async def test_a_method_that_is_not_there_is_told_which_are(store_url: str) -> None:
+    async with door(store_url) as front:
+        ann = await front.caller("ann")
+        for path, allowed in ((f"{API}/session", "DELETE, GET, POST"), (f"{API}/tasks", "GET, POST")):
+            answer = await ann.put(path, json={})
+            is_problem(answer, 405)
+            assert answer.headers["allow"] == allowed
+        for path in ("/healthz", "/readyz"):
+            answer = await ann.head(path)
+            assert (answer.status_code, answer.content) == (200, b"")
+
+
+async def test_probes_by_anybody_ask_the_store_once_a_second(store_url: str) -> None:
+    async with door(store_url) as front:
+        asked = 0
+        ping = front.backend.store.ping
+
+        async def counted() -> None:
+            nonlocal asked
+            asked += 1
+            await ping()
+
+        front.backend.store.ping = counted  # type: ignore[method-assign]
+        client, began = await front.client(), time.monotonic()
+        for _ in range(30):
+            assert (await client.get("/readyz")).json()["parts"]["store"] == "up"
+        assert asked <= 1 + int(time.monotonic() - began)
+
+
+class SlowKeys(Keys):
+    """Keys whose answers take as long as a test wants."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.found, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def authenticate(self, secret: str) -> Key | None:
+        key = await super().authenticate(secret)
+        self.found.set()
+        await self.go_on.wait()
+        return key
+
+
+async def test_a_key_that_is_revoked_while_it_is_looked_up_is_not_kept(store_url: str) -> None:
+    async with Store(store_url) as store:
+        keys = SlowKeys(store)
+        key, secret = await keys.create("ann", "tenant")
+        guests = Guests(keys)
+        asking = asyncio.create_task(guests.key(secret, is_session=False))
+        await keys.found.wait()
+        await keys.revoke(key.key_id)
+        guests.forget()
+        keys.go_on.set()
+        await asking
+        assert await guests.key(secret, is_session=False) is None
