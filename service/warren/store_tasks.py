@@ -5,11 +5,9 @@ Times are seconds since the epoch.
 
 from __future__ import annotations
 
-import struct
-from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, or_, select
@@ -17,7 +15,12 @@ from sqlalchemy import ColumnElement, and_, or_, select
 from warren.store import Store
 from warren.store_schema import FINAL, fitting, tasks
 
-CURSOR: Final = struct.Struct(">d16s")  # when the last task of a page changed, and its id
+
+class Position(NamedTuple):
+    """A place in the order of tasks, by the time that they changed last."""
+
+    changed_at: float
+    task_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +54,25 @@ class TaskList:
         user_id: str | None = None,
         agent_type: str | None = None,
         status: str | None = None,
-        before: str | None = None,
+        after: Position | None = None,
         limit: int,
-    ) -> tuple[list[TaskLine], str | None]:
-        """At most so many tasks, and the cursor that gives those behind them; None where there are none.
+    ) -> tuple[list[TaskLine], Position | None]:
+        """At most so many tasks, and the position that others are behind; None where there are none.
 
         With a `user_id` these are the tasks that came in through the store (by the front door, with an
         idempotency key, by a schedule): an index of all would cost each end of a task. Without, all that
         have a row. A task that changes while somebody turns pages moves to the first one.
-
-        Raises ValueError for a cursor that no page gave.
         """
         query = select(*(tasks.c[name] for name in TaskLine.__slots__)).where(
-            *_wanted(user_id, agent_type, status), *([] if before is None else [_behind(before)])
+            *_wanted(user_id, agent_type, status), *([] if after is None else [_behind(after)])
         )
         query = query.order_by(tasks.c.updated_at.desc(), tasks.c.task_id.desc()).limit(limit + 1)
         lines = await self._store.read(
             lambda connection: [TaskLine(*row) for row in connection.execute(query)]
         )
         has_more = len(lines) > limit
-        return lines[:limit], _cursor(lines[limit - 1]) if has_more else None
+        last = lines[limit - 1] if has_more else None
+        return lines[:limit], None if last is None else Position(last.updated_at, last.task_id)
 
 
 def _wanted(user_id: str | None, agent_type: str | None, status: str | None) -> Sequence[ColumnElement[bool]]:
@@ -87,15 +89,8 @@ def _wanted(user_id: str | None, agent_type: str | None, status: str | None) -> 
     return conditions
 
 
-def _behind(cursor: str) -> ColumnElement[bool]:
-    try:
-        changed_at, raw = CURSOR.unpack(b64decode(cursor, altchars=b"-_", validate=True))
-    except (ValueError, struct.error) as error:
-        raise ValueError(f"{cursor!r} is no cursor: take the one that came with the page before") from error
-    same_moment = and_(tasks.c.updated_at == changed_at, tasks.c.task_id < UUID(bytes=raw))
+def _behind(after: Position) -> ColumnElement[bool]:
+    changed_at, task_id = after
+    same_moment = and_(tasks.c.updated_at == changed_at, tasks.c.task_id < task_id)
     # The first half is what the index is good for.
     return and_(tasks.c.updated_at <= changed_at, or_(tasks.c.updated_at < changed_at, same_moment))
-
-
-def _cursor(line: TaskLine) -> str:
-    return urlsafe_b64encode(CURSOR.pack(line.updated_at, line.task_id.bytes)).decode()

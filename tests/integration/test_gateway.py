@@ -71,7 +71,6 @@ async def test_every_answer_is_guarded(front: Door) -> None:
         "/api/v1/%2e%2e/keys",
         "/..%2f..%2fetc/passwd",
         "/api/v1//keys",
-        "/%00",
         "/docs",
     ],
 )

@@ -276,7 +276,7 @@ async def test_a_replay_is_resumed_by_another_gateway(rig: Rig, store_url: str) 
 
             await eventually(are_dead, "all are dead")
             moody.cured = True
-            plan = {"wanted": {}, "canary": 0, "rate": 0.5}
+            plan = {"all": True, "canary": 0, "rate": 0.5}
             replay_id = (await client.post(f"{API}/dead-letters/replay", json=plan)).json()["replay_id"]
 
             async def has_begun() -> bool:

@@ -109,7 +109,7 @@ async def test_the_quota_is_exact_for_those_who_come_at_once(front: Door) -> Non
     assert (await ann.delete(f"{API}/tasks/{done}")).status_code == 200
     await submit(ann)
     answer = await ann.post(f"{API}/tasks", json=[task(), task()])
-    assert [one["status"] for one in is_problem(answer, 429)["errors"]] == [429, 429]
+    assert [one["error"]["status"] for one in is_problem(answer, 429)["tasks"]] == [429, 429]
 
 
 async def test_a_full_outbox_is_said_with_its_numbers(front: Door) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import struct
+from base64 import urlsafe_b64encode
 from uuid import UUID
 
 import pytest
 
 from warren.gateway.limits import SWEEP, Buckets
 from warren.gateway.models import cursor_of, place_of
-from warren.gateway.problems import ProblemError
+from warren.gateway.problems import INPUT_SHOWN, ProblemError
 from warren.gateway.rules import methods_of, rule_for
 from warren.gateway.server import is_loopback
 
@@ -58,12 +61,26 @@ def test_a_cursor_leads_back_to_its_place() -> None:
     assert place_of(None) is None
 
 
+def packed(at: float) -> str:
+    return urlsafe_b64encode(struct.pack(">d16s", at, TASK.bytes)).decode()
+
+
 @pytest.mark.parametrize(
-    "cursor", ["", "x", "bm90IEpTT04", "WzEsMl0", "e30", "W10", "ä", "WzEsInh4Il0", "bnVsbA"]
-)
+    "cursor",
+    [
+        "", "x", "ä" * 32, "A" * 31, "A" * 36, "A" * 100_000, "!" * 32, "A" * 31 + "\n", "A" * 31 + "=",
+        "+" * 32, "WzEsMl0", packed(math.nan), packed(math.inf), packed(-math.inf),
+        cursor_of(1.0, TASK) + "=", " " + cursor_of(1.0, TASK), "\ud800" * 32,
+    ],
+)  # fmt: skip
 def test_what_is_no_cursor_is_refused(cursor: str) -> None:
-    with pytest.raises(ProblemError, match="no cursor"):
+    with pytest.raises(ProblemError, match="no cursor") as caught:
         place_of(cursor)
+    problem = caught.value.problem
+    assert (problem.status, problem.type) == (422, "urn:warren:problem:invalid")
+    assert [(one.where, len(one.got) <= INPUT_SHOWN) for one in problem.errors] == [
+        (["query", "cursor"], True)
+    ]
 
 
 def test_a_rule_is_of_a_method_and_a_path() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Response
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field, JsonValue
 
 from warren.gateway.auth import TheCaller
@@ -107,9 +108,27 @@ async def numbers(backend: TheBackend) -> Numbers:
     return Numbers.model_validate(backend.heard.metrics.as_json(sight, backend.heard.now()))
 
 
-@router.get("/metrics", summary="For Prometheus", include_in_schema=False)
+_EXPOSITION: Final = {
+    "description": "The text format of Prometheus.",
+    "content": {
+        "text/plain": {
+            "schema": {"type": "string"},
+            "example": "# HELP warren_tasks_total Runs of tasks by what became of them.\n"
+            "# TYPE warren_tasks_total counter\n"
+            'warren_tasks_total{agent_type="greet",outcome="succeeded"} 3.0\n',
+        }
+    },
+}
+
+
+@router.get(
+    "/metrics",
+    summary="For Prometheus",
+    response_class=PlainTextResponse,
+    responses={**problems(), 200: _EXPOSITION},
+)
 async def metrics(backend: TheBackend) -> Response:
-    """The text format of Prometheus."""
+    """The whole fleet: what its workers count, its queues, breakers and agents, and the store."""
     sight = await backend.sight()
     return Response(
         backend.heard.metrics.exposition(sight, backend.heard.now()), headers={"Content-Type": CONTENT_TYPE}

@@ -24,8 +24,10 @@ from warren.gateway import (
 )
 from warren.gateway.auth import Gatekeeper, Guests
 from warren.gateway.backend import Backend
+from warren.gateway.document import complete
 from warren.gateway.limits import Buckets
-from warren.gateway.problems import Problem, answer
+from warren.gateway.problems import answer
+from warren.gateway.texts import Texts
 from warren.gateway.walls import LOOPBACK_NAMES, Answers, Bodies, Hosts
 
 if TYPE_CHECKING:
@@ -94,20 +96,17 @@ def _wrap(app: FastAPI, backend: Backend, *, is_local: bool) -> None:
     )
     if is_local:
         app.add_middleware(Hosts, names=LOOPBACK_NAMES)
+    app.add_middleware(Texts)
     app.add_middleware(Answers)
 
 
 def _describe(app: FastAPI) -> None:
-    """Have the OpenAPI document tell of problems, and nothing of FastAPI's own errors."""
+    """Have the OpenAPI document tell what FastAPI does not know."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = plain()
-            schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            schemas["Problem"] = Problem.model_json_schema()
-            for name in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(name, None)
+            complete(plain())
         return plain()
 
     app.openapi = openapi  # type: ignore[method-assign]

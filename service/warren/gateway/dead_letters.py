@@ -15,16 +15,15 @@ from warren import replay as engine
 from warren.errors import ConfigurationError
 from warren.gateway.auth import TheCaller
 from warren.gateway.models import Cursor, Limit, TheBackend, Time, cursor_of, moment, place_of
-from warren.gateway.problems import ProblemError, not_found, problems
+from warren.gateway.problems import ProblemError, not_found, problems, unfit
 from warren.gateway.rules import API
+from warren.gateway.texts import Text
 from warren.store_dead import DeadIndex, Filter, Position
 from warren.store_replay import Outcomes, Plan, Replay, Replays
 from warren_schemas import Reason
 from warren_schemas.values import AgentType
 
 router = APIRouter(prefix=f"{API}/dead-letters", tags=["dead letters"])
-
-Text = Annotated[str, Field(min_length=1, max_length=255)]
 
 
 class Wanted(BaseModel):
@@ -118,17 +117,27 @@ class GroupView(BaseModel):
     sample: LetterView | None
 
 
-class ReplayIn(BaseModel):
+class Selection(BaseModel):
+    """Which dead letters something is done to. A selection that says nothing is a slip, unless it says so."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    wanted: Wanted = Field(default_factory=Wanted)
+    limit: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(None, description="The oldest so many.")
+    all: bool = Field(default=False, description="Must be true where `wanted` says nothing.")
+
+    def filter(self) -> Filter:
+        """The same for the store. Raises ProblemError (422) where it says neither which, nor all."""
+        meant = self.wanted.filter()
+        if meant == Filter() and not self.all:
+            message = "says nothing, which means every dead letter: say which, or add `all: true`"
+            raise unfit("body", "wanted", message=message, got=self.wanted.model_dump(exclude_none=True))
+        return meant
+
+
+class ReplayIn(Selection):
     """A plan: which dead letters, and how."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        allow_inf_nan=False,
-        json_schema_extra={"examples": [{"wanted": {"group": "9f86d081884c7d65"}, "rate": 20}]},
-    )
-
-    wanted: Wanted
-    limit: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     canary: int = Field(5, ge=0, le=10_000, description="Replayed first, and awaited.")
     rate: float = Field(50.0, gt=0, le=100_000, description="Tasks a second.")
     edit: JsonValue = Field(None, description="A JSON merge patch (RFC 7396) for the payload.")
@@ -155,16 +164,8 @@ class ReplayView(BaseModel):
     updated_at: datetime
 
 
-class DiscardIn(BaseModel):
+class DiscardIn(Selection):
     """Which dead letters are given up."""
-
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"wanted": {"group": "9f86d081884c7d65"}}]}
-    )
-
-    wanted: Wanted
-    limit: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    all: bool = Field(default=False, description="Must be true where `wanted` says nothing.")
 
 
 class Discarded(BaseModel):
@@ -202,7 +203,7 @@ async def replay(wanted: ReplayIn, response: Response, backend: TheBackend, call
     the gateway stop meanwhile, it is paused, and can be resumed here or with `warren dead replay --resume`.
     """
     plan = Plan(
-        wanted=wanted.wanted.filter(),
+        wanted=wanted.filter(),
         limit=wanted.limit,
         canary=wanted.canary,
         rate=wanted.rate,
@@ -249,9 +250,7 @@ async def resume(replay_id: UUID, backend: TheBackend, caller: TheCaller) -> Rep
 @router.post("/discard", summary="Give dead letters up", responses=problems())
 async def discard(wanted: DiscardIn, backend: TheBackend, caller: TheCaller) -> Discarded:
     """For good: what they were to do is deleted."""
-    meant = wanted.wanted.filter()
-    if meant == Filter() and not wanted.all:
-        raise ProblemError(422, "`wanted` says nothing, which means every dead letter: then add `all: true`")
+    meant = wanted.filter()
     await backend.note(caller, "dead.discard", "dead letters", wanted.model_dump(mode="json"))
     return Discarded(discarded=await DeadIndex(backend.store).discard(meant, wanted.limit))
 

@@ -12,6 +12,7 @@ from warren.gateway.auth import TheCaller
 from warren.gateway.models import TheBackend, TheGuests, Time, moment, time_of
 from warren.gateway.problems import ProblemError, not_found, problems
 from warren.gateway.rules import API
+from warren.gateway.texts import Text
 from warren.store_keys import Key, Role
 
 router = APIRouter(prefix=API, tags=["keys"])
@@ -22,7 +23,7 @@ class NewKey(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    user_id: str = Field(min_length=1, max_length=255, examples=["acme"], description="Who its bearer is.")
+    user_id: Text = Field(examples=["acme"], description="Who its bearer is.")
     role: Role = Field(examples=["tenant"], description="What they may do.")
     expires_at: Time | None = Field(None, description="When it ends by itself.")
 

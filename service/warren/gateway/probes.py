@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from warren.gateway.models import TheBackend
+from warren.gateway.problems import problems
 
 router = APIRouter(tags=["probes"])
 
@@ -28,7 +29,7 @@ class Readiness(BaseModel):
 
 
 @router.head("/healthz", include_in_schema=False)
-@router.get("/healthz", summary="Is the process alive?")
+@router.get("/healthz", summary="Is the process alive?", responses=problems(is_open=True))
 async def healthz() -> Health:
     """Answers as long as the process does. It asks nothing of the store or the broker."""
     return Health()
@@ -38,7 +39,10 @@ async def healthz() -> Health:
 @router.get(
     "/readyz",
     summary="Can it serve requests?",
-    responses={503: {"model": Readiness, "description": "The store is down: nothing can be taken."}},
+    responses={
+        **problems(is_open=True),
+        503: {"model": Readiness, "description": "The store is down: nothing can be taken."},
+    },
 )
 async def readyz(backend: TheBackend, response: Response) -> Readiness:
     """Says which part is not there.

@@ -15,13 +15,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from warren.errors import BrokerError, ConfigurationError, StoreError, StoreUnavailable
-from warren.failure import what_does_not_fit
 
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER: Final = 5  # seconds until it is worth asking again for what may heal by itself
 INPUT_SHOWN: Final = 200  # characters of a wrong value in the error that names it
+INPUT_TOLD: Final = 60  # and in the sentence about all errors
 
 _EXAMPLE: Final[JsonDict] = {
     "type": "about:blank",
@@ -31,8 +31,16 @@ _EXAMPLE: Final[JsonDict] = {
 }
 
 
+class Misfit(BaseModel):
+    """One thing in a request that does not fit."""
+
+    where: list[str | int] = Field(description="The way to it, from `body`, `query`, `path` or `header`.")
+    message: str
+    got: str = Field(description="What is there, shortened.")
+
+
 class Problem(BaseModel):
-    """What went wrong (RFC 9457). Some types have more members: numbers, or a list of errors."""
+    """What went wrong (RFC 9457). Some types have more members, such as numbers."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_EXAMPLE]})
 
@@ -42,6 +50,9 @@ class Problem(BaseModel):
     title: str = Field(description="The same for every problem of this type.")
     status: int = Field(description="The HTTP status.", ge=400, le=599)
     detail: str = Field(description="What happened this time, and the way out.")
+    errors: list[Misfit] = Field(
+        [], exclude_if=lambda errors: not errors, description="Where a request does not fit."
+    )
 
 
 class ProblemError(Exception):
@@ -95,7 +106,7 @@ def problem_of(error: Exception) -> ProblemError:
         case HTTPException():
             return ProblemError(error.status_code, str(error.detail), headers=error.headers)
         case RequestValidationError():
-            return _invalid(error)
+            return unfit_model(error)
         case StoreUnavailable():
             log.warning("gateway.store_unavailable", error=str(error))
             return later(
@@ -110,7 +121,7 @@ def problem_of(error: Exception) -> ProblemError:
         case ConfigurationError():
             return ProblemError(422, str(error))
         case ValidationError():
-            return ProblemError(422, what_does_not_fit(error))
+            return unfit_model(error)
         case _:
             log.error("gateway.bug", exc_info=error)
             return ProblemError(500, "the gateway failed: its log says how", kind="bug")
@@ -121,17 +132,35 @@ async def answer(_request: Request, error: Exception) -> Response:
     return problem_of(error).response()
 
 
-def _invalid(error: RequestValidationError) -> ProblemError:
-    found = [
-        {
-            "where": [part if isinstance(part, int) else str(part) for part in one["loc"]],
-            "message": str(one["msg"]),
-            "got": repr(one.get("input"))[:INPUT_SHOWN],
-        }
-        for one in error.errors()
-    ]
-    told = "; ".join(f"{'.'.join(str(part) for part in one['where'])}: {one['message']}" for one in found)
+def unfit(*where: str | int, message: str, got: object) -> ProblemError:
+    """422 for one thing that does not fit, found where no model could."""
+    return _unfit([Misfit(where=list(where), message=message, got=_short(got))])
+
+
+def unfit_model(error: RequestValidationError | ValidationError, *under: str | int) -> ProblemError:
+    """422 for what a validation found; `under` is the way to what was validated."""
+    return _unfit(
+        [
+            Misfit(
+                where=[*under, *(part if isinstance(part, int) else str(part) for part in one["loc"])],
+                message=str(one["msg"]),
+                got=_short(one.get("input")),
+            )
+            for one in error.errors()
+        ]
+    )
+
+
+def _unfit(found: list[Misfit]) -> ProblemError:
+    told = "; ".join(
+        f"{'.'.join(str(part) for part in one.where)}: {one.message} (got {one.got:.{INPUT_TOLD}})"
+        for one in found
+    )
     return ProblemError(422, told, kind="invalid", title="The request does not fit", errors=found)
+
+
+def _short(got: object) -> str:
+    return repr(got)[:INPUT_SHOWN]
 
 
 _DESCRIPTIONS: Final = {
@@ -147,15 +176,29 @@ _DESCRIPTIONS: Final = {
     421: "The gateway is not known by this host name.",
     422: "Something in the request does not fit; `errors` says where.",
     429: "Too many: see `Retry-After`, and the numbers.",
+    500: "The gateway failed, which is a bug; its log says how.",
     503: "The store, the broker or the outbox cannot take it now: see `Retry-After`.",
 }
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+# What any request can meet; one that takes no key meets no rule about keys.
+_OPEN: Final = (400, 408, 413, 415, 421, 500)
+_COMMON: Final = (*_OPEN, 401, 403, 422, 429, 503)
+
+
+def problems(*statuses: int, is_open: bool = False) -> dict[int | str, dict[str, Any]]:
     """The problems of a route, for the OpenAPI document: these, and those that any request can meet."""
-    common = (400, 401, 403, 408, 413, 415, 421, 422, 429, 503)
-    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
     return {
-        status: {"description": _DESCRIPTIONS[status], "content": {MEDIA_TYPE: schema}}
-        for status in sorted({*common, *statuses})
+        status: {"description": _DESCRIPTIONS[status], "content": {MEDIA_TYPE: _shown(status)}}
+        for status in sorted({*(_OPEN if is_open else _COMMON), *statuses})
     }
+
+
+def _shown(status: int) -> dict[str, Any]:
+    example = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": _DESCRIPTIONS[status],
+    }
+    return {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example}

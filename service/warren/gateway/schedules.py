@@ -14,6 +14,7 @@ from warren.gateway.auth import TheCaller
 from warren.gateway.models import TheBackend, moment, time_of
 from warren.gateway.problems import ProblemError, not_found, problems
 from warren.gateway.rules import API
+from warren.gateway.texts import Text
 from warren.store_schedules import Schedule, Schedules
 from warren_schemas import AGENT_TYPE_PATTERN, Priority
 from warren_schemas.values import AgentType
@@ -26,21 +27,13 @@ Name = Annotated[str, Field(pattern=AGENT_TYPE_PATTERN, examples=["nightly"])]
 class ScheduleIn(BaseModel):
     """A recurring task that is wanted. Times are UTC."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        allow_inf_nan=False,
-        json_schema_extra={
-            "examples": [
-                {"name": "nightly", "agent_type": "report", "cron": "0 3 * * *", "payload": {"days": 1}}
-            ]
-        },
-    )
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: Name
     agent_type: AgentType
-    cron: str = Field(min_length=1, max_length=255, examples=[cron.EXAMPLE], description="In UTC.")
+    cron: Text = Field(examples=[cron.EXAMPLE], description="In UTC.")
     payload: JsonValue = Field(None, description="The payload of every task.")
-    user_id: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
+    user_id: Text | None = Field(
         None, description="Whose tasks they are: the key's user unless it says another."
     )
     priority: Priority = "medium"

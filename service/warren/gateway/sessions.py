@@ -20,6 +20,12 @@ HOME: Final = f"{API}/session"  # where a login link leads to
 LINK_TIME: Final = 600.0  # seconds that a login link can be used
 
 
+_LED_ON: Final = {
+    "description": "The cookie is set, and the link is spent.",
+    "headers": {"Location": {"schema": {"type": "string"}, "example": HOME}},
+}
+
+
 class Login(BaseModel):
     """A key, to be exchanged for a cookie."""
 
@@ -68,7 +74,13 @@ async def log_out(
     response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
 
 
-@router.get("/login", summary="Follow a one-time login link", include_in_schema=False)
+@router.get(
+    "/login",
+    summary="Follow a one-time login link",
+    status_code=303,
+    response_class=RedirectResponse,
+    responses={**problems(), 303: _LED_ON},
+)
 async def follow(
     token: Annotated[str, Query(max_length=200)], request: Request, backend: TheBackend
 ) -> RedirectResponse:

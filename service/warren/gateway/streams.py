@@ -25,15 +25,24 @@ router = APIRouter(prefix=API, tags=["tasks"])
 HEARTBEAT: Final = 15  # seconds between two comments that keep proxies from closing a silent stream
 SEND: Final = 60.0  # seconds that a reader may take for what was sent, before it is cut off
 
+_EVENT: Final = {
+    "type": "object",
+    "description": "Each event of the stream.",
+    "properties": {
+        "event": {"enum": ["status", "progress", "retrying", "released", "promoted", "outcome"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": {"type": "string", "format": "uuid", "description": "Of what was heard from a worker."},
+    },
+    "required": ["event", "data"],
+}
 _STREAM: Final = {
     "description": "`status` first, then `progress`, `retrying`, `released`, `promoted` as they happen, and "
     "at the end `outcome` (a result, as workers answer it). A reader that is slow misses the oldest of what "
     "happened, never the outcome.",
     "content": {
         "text/event-stream": {
-            "schema": {"type": "string"},
-            "example": 'event: progress\ndata: {"fraction":0.5,"text":"half"}\n\n'
-            'event: outcome\ndata: {"version":1,"status":"succeeded","result":"done"}\n\n',
+            "schema": _EVENT,
+            "example": {"event": "progress", "data": '{"fraction":0.5,"text":"half"}'},
         }
     },
 }

@@ -14,11 +14,11 @@ from pydantic_core import from_json
 
 from warren.client_tasks import make_task
 from warren.errors import ConfigurationError
-from warren.failure import what_does_not_fit
 from warren.gateway.auth import Caller, TheCaller
 from warren.gateway.models import TheBackend, Time
-from warren.gateway.problems import Problem, ProblemError, later, problems
+from warren.gateway.problems import Problem, ProblemError, later, problems, unfit, unfit_model
 from warren.gateway.rules import API
+from warren.gateway.texts import Text
 from warren.store_admission import Admitted, Answer, Conflict, NewTask, OutboxFull, QuotaExceeded
 from warren_schemas import TRACEPARENT, TRACESTATE, Priority, Task
 from warren_schemas.values import AgentType
@@ -34,20 +34,11 @@ STATE: Final = re.compile(r"[\x20-\x7e]{1,512}")
 class TaskIn(BaseModel):
     """A task that is wanted."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        allow_inf_nan=False,
-        json_schema_extra={
-            "examples": [
-                {"agent_type": "summarise", "payload": {"url": "https://example.com/report.html"}},
-                {"agent_type": "greet", "payload": {"name": "Ada"}, "priority": "urgent", "delay_s": 60},
-            ]
-        },
-    )
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     agent_type: AgentType = Field(description="The kind of agent that runs it.")
     payload: JsonValue = Field(description="The agent's input. Must be present; may be null.")
-    user_id: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
+    user_id: Text | None = Field(
         None, description="Whose task it is: the key's user, unless an operator says another."
     )
     priority: Priority = Field("medium", description="How soon it runs among others of its agent type.")
@@ -57,7 +48,7 @@ class TaskIn(BaseModel):
     not_before: Time | None = Field(None, description="Not run before this time.")
     expires_at: Time | None = Field(None, description="Dead, with reason expired, if not started by then.")
     timeout_s: Annotated[float, Field(gt=0)] | None = Field(None, description="Time for one attempt.")
-    idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
+    idempotency_key: Text | None = Field(
         None, description="A second task of this user with the same key is the first one."
     )
     metadata: dict[str, str] = Field(default_factory=dict, description="Your notes; Warren keeps them.")
@@ -127,14 +118,15 @@ async def submit(
     """A 202 means durable: the task is in the store, and is published even if the broker is down now.
 
     Of a list each task has its own answer; where not one is let in, the request has failed as a whole, with
-    the `errors` of each. `Idempotency-Key` is that of a single task. The trace of the request goes on with
-    each task.
+    the answer to each in `tasks`. `Idempotency-Key` is that of a single task. The trace of the request goes
+    on with each task.
     """
     wanted = _parsed(await request.body())
     with _traced(backend, trace) as carry:
         if isinstance(wanted, list):
             if idempotency_key is not None:
-                raise ProblemError(422, "Idempotency-Key is for one task: in a list each has its own field")
+                message = "is for one task: in a list each has a field idempotency_key"
+                raise unfit("header", "Idempotency-Key", message=message, got=idempotency_key)
             return await _submit_many(backend, caller, wanted, carry)
         told = await _submit_one(backend, caller, wanted, carry, idempotency_key)
     response.headers["Location"] = f"{API}/tasks/{told.task_id}"
@@ -166,7 +158,9 @@ async def _submit_one(
 
 
 async def _submit_many(backend: TheBackend, caller: Caller, wanted: list[Any], carry: Carry) -> AcceptedMany:
-    entries = [_entry(backend, caller, one, carry, None) for one in wanted]
+    entries = [
+        _entry(backend, caller, one, carry, where=("body", number)) for number, one in enumerate(wanted)
+    ]
     sound = [entry for entry in entries if isinstance(entry, NewTask)]
     answers = iter(await backend.admission.admit(sound) if sound else ())
     told = [entry if isinstance(entry, ProblemError) else _told(next(answers)) for entry in entries]
@@ -189,7 +183,9 @@ def _all_refused(refused: list[ProblemError]) -> ProblemError:
         kind=one.type.rpartition(":")[2] if one.type != "about:blank" else None,
         title=one.title,
         headers=worst.headers,
-        **{**(one.model_extra or {}), "errors": [each.problem.model_dump() for each in refused]},
+        errors=[misfit for each in refused for misfit in each.problem.errors],
+        tasks=[{"error": each.problem.model_dump()} for each in refused],
+        **(one.model_extra or {}),
     )
 
 
@@ -199,14 +195,19 @@ def _parsed(body: bytes) -> Any:
     except ValueError as error:
         raise ProblemError(400, f"the body is not JSON: {error}") from error
     if isinstance(wanted, list) and not 1 <= len(wanted) <= MOST:
-        raise ProblemError(422, f"a list has 1 to {MOST} tasks, not {len(wanted)}")
+        raise unfit("body", message=f"a list has 1 to {MOST} tasks, not {len(wanted)}", got=wanted[:2])
     return wanted
 
 
 def _entry(
-    backend: TheBackend, caller: Caller, wanted: Any, carry: Carry, key: str | None
+    backend: TheBackend,
+    caller: Caller,
+    wanted: Any,
+    carry: Carry,
+    key: str | None = None,
+    where: tuple[str | int, ...] = ("body",),
 ) -> NewTask | ProblemError:
-    """What asks to be let in, or why it cannot."""
+    """What asks to be let in, or why it cannot. `where` it stands in the request."""
     try:
         given = TaskIn.model_validate(wanted)
         user_id = given.user_id or caller.user_id
@@ -220,9 +221,9 @@ def _entry(
         )
         entry = NewTask.of(task, carry(task))
     except ValidationError as error:
-        return ProblemError(422, what_does_not_fit(error), kind="invalid", title="The task does not fit")
+        return unfit_model(error, *where)
     except ConfigurationError as error:
-        return ProblemError(422, str(error), kind="invalid", title="The task does not fit")
+        return unfit(*where, message=str(error), got=wanted)
     size, most = len(entry.parcel.body), backend.settings.max_payload_bytes
     if size > most:
         return ProblemError(

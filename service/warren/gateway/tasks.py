@@ -10,11 +10,11 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field, JsonValue
 
 from warren.gateway.auth import Caller, TheCaller
-from warren.gateway.models import Cursor, Limit, TheBackend, moment, time_of
+from warren.gateway.models import Cursor, Limit, TheBackend, cursor_of, moment, place_of, time_of
 from warren.gateway.problems import ProblemError, not_found, problems
 from warren.gateway.rules import API
 from warren.store_archive import TaskRecord
-from warren.store_tasks import TaskLine, TaskList
+from warren.store_tasks import Position, TaskLine, TaskList
 from warren_schemas.values import AgentType
 
 router = APIRouter(prefix=API, tags=["tasks"])
@@ -96,17 +96,21 @@ async def list_tasks(
 
     A tenant sees its own. With a `user_id` it is the tasks that came in through the store.
     """
+    place = place_of(cursor)
     if caller.is_tenant:
         if user_id is not None and not caller.owns(user_id):
             return TaskPage(tasks=[], next=None)
         user_id = caller.user_id
-    try:
-        lines, behind = await TaskList(backend.store).page(
-            user_id=user_id, agent_type=agent_type, status=status, before=cursor, limit=limit
-        )
-    except ValueError as error:
-        raise ProblemError(422, str(error)) from error
-    return TaskPage(tasks=[_summary(line) for line in lines], next=behind)
+    lines, behind = await TaskList(backend.store).page(
+        user_id=user_id,
+        agent_type=agent_type,
+        status=status,
+        after=None if place is None else Position(*place),
+        limit=limit,
+    )
+    return TaskPage(
+        tasks=[_summary(line) for line in lines], next=None if behind is None else cursor_of(*behind)
+    )
 
 
 @router.get("/tasks/{task_id}", summary="Look at a task", responses=problems(404))
