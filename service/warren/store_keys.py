@@ -130,6 +130,15 @@ class Keys:
         row = await self._store.read(lambda connection: connection.execute(query).mappings().one_or_none())
         return None if row is None else _valid(row)
 
+    async def session_end(self, secret: str) -> float | None:
+        """When a session ends by itself, or its key does. None: there is no such session."""
+        query = select(sessions.c.expires_at, keys.c.expires_at).join(
+            keys, keys.c.key_id == sessions.c.key_id
+        )
+        query = query.where(_is("session", secret))
+        row = await self._store.read(lambda connection: connection.execute(query).one_or_none())
+        return None if row is None else min(end for end in row if end is not None)
+
     async def close_session(self, secret: str) -> None:
         """End a session now, if there is one."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -159,11 +161,31 @@ async def test_a_login_link_opens_one_session_and_does_not_stay_in_the_address(f
         assert answer.status_code == 303
         assert "token" not in answer.headers["location"]
         assert answer.headers["referrer-policy"] == "no-referrer"
-        who = await browser.get(answer.headers["location"])
-        assert (who.json()["user_id"], who.json()["role"]) == ("default", "admin")
+        page = await browser.get(answer.headers["location"])
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert "Logged in as <strong>default</strong> (admin) until 20" in page.text
+        who = (await browser.get(f"{API}/session")).json()
+        assert (who["user_id"], who["role"]) == ("default", "admin")
         is_problem(await (await front.client()).get(link), 401)
     front.gateway._server.config.app.state.guests.forget()  # type: ignore[union-attr]
     is_problem(await browser.get(f"{API}/session"), 401)
+
+
+async def test_the_page_after_a_login_shows_names_as_text_and_needs_no_script(front: Door) -> None:
+    name = "<script>alert('&')</script>"
+    key, secret = await front.keys.create(name, "tenant", time.time() + 3600)
+    browser = await front.client()
+    await browser.post(f"{API}/session", json={"key": secret})
+    page = await browser.get("/")
+    assert "&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;</strong> (tenant)" in page.text
+    assert not any(word in page.text for word in ("<script", "<style", "style=", "onclick"))
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    until = datetime.fromtimestamp(key.expires_at or 0, UTC)  # before the session would end
+    assert f" until {until:%Y-%m-%d %H:%M} UTC" in page.text
+    for address in re.findall('href="([^"]+)"', page.text):
+        assert (await browser.get(address)).status_code == 200
+    by_key = await (await front.client(secret)).get("/")
+    assert "(tenant).</p>" in by_key.text
 
 
 OTHERS: Final[tuple[dict[str, str], ...]] = (

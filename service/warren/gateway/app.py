@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from warren.gateway import (
     agents,
     dead_letters,
+    home,
     keys,
     probes,
     schedules,
@@ -72,7 +73,7 @@ def create_app(backend: Backend, *, is_local: bool) -> FastAPI:
     app.state.buckets = Buckets(backend.settings.gateway_rate, backend.settings.gateway_burst)
     for error in (HTTPException, RequestValidationError):
         app.add_exception_handler(error, answer)
-    for topic in (probes, sessions, submissions, tasks, streams, agents, dead_letters, schedules, keys):
+    for topic in (probes, sessions, home, submissions, tasks, streams, agents, dead_letters, schedules, keys):
         app.include_router(topic.router)
     _wrap(app, backend, is_local=is_local)
     _describe(app)

@@ -23,6 +23,7 @@ RULES: Final[Mapping[tuple[str, str], Need]] = {
     ("HEAD", "/readyz"): "nobody",
     ("GET", "/metrics"): "operator",
     ("GET", "/login"): "nobody",
+    ("GET", "/"): "tenant",
     ("GET", f"{API}/openapi.json"): "nobody",
     ("HEAD", f"{API}/openapi.json"): "nobody",
     ("POST", f"{API}/session"): "nobody",

@@ -16,7 +16,7 @@ from warren.store_keys import Role
 
 router = APIRouter(tags=["session"])
 
-HOME: Final = f"{API}/session"  # where a login link leads to
+HOME: Final = "/"  # where a login link leads to
 LINK_TIME: Final = 600.0  # seconds that a login link can be used
 
 
