@@ -10,7 +10,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 
+from tests.contracts import Witness
 from tests.faults import start_cli
 from tests.rig import PATIENCE, QUICK, eventually
 from warren import Settings
@@ -29,12 +31,20 @@ class Door:
         self.backend = gateway._backend
         self.address = gateway.address
         self.keys = Keys(self.backend.store)
+        app = gateway._server.config.app
+        assert isinstance(app, FastAPI)
+        self._witness = Witness(app.openapi())
 
     async def client(self, secret: str | None = None, **headers: str) -> httpx.AsyncClient:
-        """A client with this key, or without one."""
+        """A client with this key, or without one. Every answer it gets has to be as the document says."""
         if secret is not None:
             headers["Authorization"] = f"Bearer {secret}"
-        client = httpx.AsyncClient(base_url=self.address, headers=headers, timeout=PATIENCE)
+        client = httpx.AsyncClient(
+            base_url=self.address,
+            headers=headers,
+            timeout=PATIENCE,
+            event_hooks={"response": [self._witness.look]},
+        )
         return await self._stack.enter_async_context(client)
 
     async def caller(self, user_id: str, role: Role = "tenant") -> httpx.AsyncClient:

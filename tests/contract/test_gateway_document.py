@@ -7,16 +7,19 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
+import jsonschema_rs
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from jsonschema import Draft202012Validator, FormatChecker
+from tests.contracts import Witness
 from tests.gateways import API, Door, door
 
 from warren.gateway.rules import RULES
 
-# Served, and not in the document.
-LEFT_OUT: Final = {("GET", f"{API}/openapi.json"), ("HEAD", f"{API}/openapi.json")}  # the document itself
+# Served, and not in the document: itself, and HEAD, which is GET without its body (RFC 9110, section 9.3.2).
+DOCUMENT: Final = f"{API}/openapi.json"
+LEFT_OUT: Final = {("GET", DOCUMENT), ("HEAD", DOCUMENT), ("HEAD", "/healthz"), ("HEAD", "/readyz")}
 # An error that is no problem: who restarts a gateway wants the same answer, up or down.
 NO_PROBLEM: Final = {("GET", "/readyz", "503")}
 PROBLEM: Final = {"$ref": "#/components/schemas/Problem"}
@@ -32,7 +35,7 @@ async def front(tmp_path: Path) -> AsyncIterator[Door]:
 
 @pytest.fixture
 async def document(front: Door) -> dict[str, Any]:
-    found: dict[str, Any] = (await (await front.client()).get(f"{API}/openapi.json")).json()
+    found: dict[str, Any] = (await (await front.client()).get(DOCUMENT)).json()
     return found
 
 
@@ -120,3 +123,15 @@ async def test_every_model_has_examples_that_fit(document: dict[str, Any]) -> No
     for schema in document["components"]["schemas"].values():
         for example in schema.get("examples", ()):
             fits(document, schema, example)
+
+
+async def test_an_answer_that_is_not_told_of_is_noticed(front: Door, document: dict[str, Any]) -> None:
+    answers = document["paths"]["/healthz"]["get"]["responses"]
+    answer = await (await front.client()).get("/healthz")
+    await Witness(document).look(answer)
+    answers["200"]["content"]["application/json"]["schema"] = {"required": ["version"]}
+    with pytest.raises(jsonschema_rs.ValidationError, match="version"):
+        await Witness(document).look(answer)
+    del answers["200"]
+    with pytest.raises(AssertionError, match="answers 200, of which the document is silent"):
+        await Witness(document).look(answer)

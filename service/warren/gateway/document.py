@@ -23,7 +23,7 @@ SCHEMES: Final[Mapping[str, JsonValue]] = {
         "in": "cookie",
         "name": COOKIE,
         "description": "A browser's session, from `POST /api/v1/session` or a login link. It changes things "
-        "only from pages of the gateway's own.",
+        "only in requests from the gateway's own address.",
     },
 }
 
