@@ -105,6 +105,16 @@ async def test_a_session_ends_with_its_key(keys: Keys) -> None:
     assert await keys.session(await keys.open_session(key.key_id, HOUR)) is None
 
 
+async def test_a_session_says_when_it_ends_or_its_key_does(keys: Keys) -> None:
+    now = time.time()
+    lasting, _ = await keys.create("acme", "tenant")
+    brief, _ = await keys.create("acme", "tenant", now + HOUR / 2)
+    ends = [await keys.session_end(await keys.open_session(key.key_id, HOUR)) for key in (lasting, brief)]
+    assert ends == [pytest.approx(now + HOUR, abs=60), brief.expires_at]
+    assert await keys.session_end(await keys.login_link(lasting.key_id, HOUR)) is None
+    assert await keys.session_end("\ud800") is None
+
+
 async def test_a_login_link_opens_one_session(url: str, keys: Keys) -> None:
     key, _ = await keys.create("acme", "admin")
     link, late = await keys.login_link(key.key_id, HOUR), await keys.login_link(key.key_id, -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
@@ -28,6 +28,12 @@ class Readiness(BaseModel):
     parts: dict[Literal["store", "broker"], Literal["up", "down"]]
 
 
+_NOT_READY: Final = problems(is_open=True)[503] | {
+    "model": Readiness,
+    "description": "The store is down: nothing can be taken. A problem, where there are too many requests.",
+}
+
+
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Is the process alive?", responses=problems(is_open=True))
 async def healthz() -> Health:
@@ -39,10 +45,7 @@ async def healthz() -> Health:
 @router.get(
     "/readyz",
     summary="Can it serve requests?",
-    responses={
-        **problems(is_open=True),
-        503: {"model": Readiness, "description": "The store is down: nothing can be taken."},
-    },
+    responses={**problems(is_open=True), 503: _NOT_READY},
 )
 async def readyz(backend: TheBackend, response: Response) -> Readiness:
     """Says which part is not there.

@@ -182,8 +182,8 @@ _DESCRIPTIONS: Final = {
 
 
 # What any request can meet; one that takes no key meets no rule about keys.
-_OPEN: Final = (400, 408, 413, 415, 421, 500)
-_COMMON: Final = (*_OPEN, 401, 403, 422, 429, 503)
+_OPEN: Final = (400, 408, 413, 415, 421, 429, 500, 503)
+_COMMON: Final = (*_OPEN, 401, 403, 422)
 
 
 def problems(*statuses: int, is_open: bool = False) -> dict[int | str, dict[str, Any]]:
