@@ -73,26 +73,12 @@ def settings_for_demo(settings: Settings) -> Settings:
 async def run(settings: Settings, url: str, count: int, show: Show) -> Figures:
     """Run the demo with so many tasks in the namespace of the settings, and leave nothing behind.
 
-    Raises ConfigurationError for a broker that takes TLS only, WorkerEnded when a worker ends unasked.
+    Raises what `run_in` raises.
     """
-    if urlsplit(url).scheme == "amqps":
-        raise ConfigurationError(
-            "the demo cuts connections in a proxy, which TLS prevents: name an amqp:// URL"
-        )
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="warren-demo-"))
-    # A store of its own as well: tasks that wait in somebody's real one must not come by here.
-    store_url = f"sqlite:///{folder / 'store.db'}"
-    settings = settings.model_copy(update={"store_url": SecretStr(store_url)})
     keep = False
     try:
-        async with Store(store_url) as store:
-            scene = Scene(settings, url, folder, store, Tasks(count), Watch(), show)
-            async with _namespace(settings, url, show):
-                seconds = await _stage(scene)
-                letters = await letters_left(settings, url)
-            show.say("comparing each result with a serial computation and with what the store has")
-            records = await records_of(store, scene.tasks.paths)
-            figures = await asyncio.to_thread(_figures, scene, seconds, records, letters)
+        figures = await run_in(folder, settings, url, count, show)
         keep = not figures.is_good
     finally:
         if keep:
@@ -100,6 +86,33 @@ async def run(settings: Settings, url: str, count: int, show: Show) -> Figures:
         else:
             await asyncio.to_thread(shutil.rmtree, folder)
     return figures
+
+
+async def run_in(folder: Path, settings: Settings, url: str, count: int, show: Show) -> Figures:
+    """The same with journal, store and logs in this folder, where they stay.
+
+    Raises ConfigurationError for a broker that takes TLS only, WorkerEnded when a worker ends unasked.
+    """
+    if urlsplit(url).scheme == "amqps":
+        raise ConfigurationError(
+            "the demo cuts connections in a proxy, which TLS prevents: name an amqp:// URL"
+        )
+    # A store of its own as well: tasks that wait in somebody's real one must not come by here.
+    store_url = store_in(folder)
+    settings = settings.model_copy(update={"store_url": SecretStr(store_url)})
+    async with Store(store_url) as store:
+        scene = Scene(settings, url, folder, store, Tasks(count), Watch(), show)
+        async with _namespace(settings, url, show):
+            seconds = await _stage(scene)
+            letters = await letters_left(settings, url)
+        show.say("comparing each result with a serial computation and with what the store has")
+        records = await records_of(store, scene.tasks.paths)
+        return await asyncio.to_thread(_figures, scene, seconds, records, letters)
+
+
+def store_in(folder: Path) -> str:
+    """The address of the demo's store."""
+    return f"sqlite:///{folder / 'store.db'}"
 
 
 async def _stage(scene: Scene) -> float:

@@ -2,13 +2,13 @@
 
 Each worker's tally only grows. So what is kept of it is the largest value that was heard of each number, and
 what it grew by is added to the fleet's: events may come twice, late or in any order, and nothing ever goes
-down. Of a worker that was killed, what its last heartbeat said counts.
+down. Of a worker that was killed, what its last heartbeat said counts, and what the store has of it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -109,6 +109,16 @@ class FleetTotals:
                 return
             began_before = report.started_at < self.since
             self._add(self._remember(event.subject, _added(numbers) if began_before else {}), numbers)
+
+    def ended(self, worker_id: str, outcomes: Mapping[tuple[str, str], float]) -> None:
+        """Take in how many tasks the store says that a worker has ended, by agent type and outcome.
+
+        One that was killed cannot tell what it ended after its last heartbeat. Without one there is nothing
+        to compare with, and nothing is counted.
+        """
+        if worker_id in self._heard:
+            numbers: list[tuple[Key, float]] = [(("count", *key), value) for key, value in outcomes.items()]
+            self._add(self._heard[worker_id], numbers)
 
     def _remember(self, worker_id: str, first: dict[Key, float]) -> dict[Key, float]:
         """What was heard of a worker so far; `first` when that is nothing."""

@@ -6,12 +6,14 @@ the metrics takes those events in, and looks at the queues and the store when it
     metrics = Metrics(settings)
     metrics.take(event, loop.time())                    # every event of `health.worker.#`
     metrics.excuse(loop.time() + reconnect_max_delay)   # after a time in which no event could be heard
+    await metrics.look_up_lost(archive, loop.time())    # now and then
     sight = await look_around(connection, names, metrics.agent_types, store)    # from `lookout`
     body = metrics.exposition(sight, loop.time())       # bytes, of CONTENT_TYPE
     metrics.as_json(sight, loop.time())
 
 Counters begin with this object: what workers did before it is somebody else's (see `fleet_totals`). They
-include what a killed worker told last, and never go down. Gauges are of workers that can be heard.
+include what a killed worker told last, with what the store says that it ended after that, and never go down.
+Gauges are of workers that can be heard.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from warren.lookout import Sight
 from warren.overview import AgentTypeLine, Overview, overview
 from warren.peers import MISSED, Peer, Peers
 from warren.settings import Settings
+from warren.store_archive import Archive
 from warren_schemas import Event
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
@@ -64,6 +67,7 @@ class Metrics:
         self.peers = Peers(settings.heartbeat_interval)
         self._capacity = settings.queue_capacity
         self._lost = 0
+        self._to_look_up: list[str] = []
 
     @property
     def agent_types(self) -> set[str]:
@@ -76,8 +80,8 @@ class Metrics:
         self.totals.take(event)
         before = len(self.peers)
         self.peers.take(event, now)
-        if event.kind == "worker" and event.state == "lost":
-            self._lost += before - len(self.peers)
+        if event.kind == "worker" and event.state == "lost" and len(self.peers) < before:
+            self._note_lost(event.subject)
 
     def excuse(self, now: float) -> None:
         """Nothing could be heard until now: that is held against no worker."""
@@ -104,11 +108,26 @@ class Metrics:
             else {"waiting": store.waiting, "due": store.due, "relay_lag_s": round(store.lag_s, 3)},
         }
 
-    def _snapshot(self, sight: Sight, now: float) -> Snapshot:
+    async def look_up_lost(self, archive: Archive, now: float) -> None:
+        """Count what lost workers have ended since they were heard last. Raises StoreUnavailable."""
+        self._give_up(now)
+        while self._to_look_up:
+            worker_id = self._to_look_up[0]
+            self.totals.ended(worker_id, await archive.ended_by(worker_id))
+            self._to_look_up.remove(worker_id)
+
+    def _note_lost(self, worker_id: str) -> None:
+        self._lost += 1
+        self._to_look_up.append(worker_id)
+
+    def _give_up(self, now: float) -> None:
         for peer in self.peers.silent(now):
             if peer.missed(now) > GIVEN_UP:
                 self.peers.lose(peer.worker_id)
-                self._lost += 1
+                self._note_lost(peer.worker_id)
+
+    def _snapshot(self, sight: Sight, now: float) -> Snapshot:
+        self._give_up(now)
         return Snapshot(self, sight, now, capacity=self._capacity, lost=self._lost)
 
 

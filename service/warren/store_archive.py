@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import JsonValue
 from pydantic_core import from_json
-from sqlalchemy import Connection, RowMapping, and_, delete, select
+from sqlalchemy import Connection, RowMapping, and_, delete, func, select
 
 from warren.store import Store
 from warren.store_schema import CANCELLED, DEAD, SUCCEEDED, attempts, steps, tasks
@@ -112,6 +112,19 @@ class Archive:
         """Which of these tasks have ended."""
         query = select(tasks.c.task_id).where(tasks.c.task_id.in_(task_ids), tasks.c.finished_at.is_not(None))
         return await self._store.read(lambda connection: list(connection.execute(query).scalars()))
+
+    async def ended_by(self, worker_id: str) -> dict[tuple[str, str], int]:
+        """How many tasks this worker has ended, by agent type and outcome. It looks at every task: seldom."""
+        query = (
+            select(tasks.c.agent_type, tasks.c.status, func.count())
+            .where(tasks.c.worker_id == worker_id, tasks.c.status.in_((SUCCEEDED, DEAD)))
+            .group_by(tasks.c.agent_type, tasks.c.status)
+        )
+
+        def act(connection: Connection) -> dict[tuple[str, str], int]:
+            return {(name, outcome): count for name, outcome, count in connection.execute(query)}
+
+        return await self._store.read(act)
 
     async def prune(self, older_than: float) -> int:
         """Delete tasks that ended more than so many seconds ago, with their steps. Returns how many.

@@ -281,6 +281,15 @@ async def test_the_archive_tells_everything_about_a_task(url: str) -> None:
     assert [(one.name, one.value) for one in record.steps] == [("fetch", [1])]
 
 
+async def test_the_archive_counts_what_one_worker_ended(url: str) -> None:
+    async with ledger_of(url) as ledger, Store(url) as store:
+        ended = [entry(), entry(), entry(status="dead", result=None), entry(worker_id="worker-2")]
+        await asyncio.gather(*map(ledger.finish, ended))
+        await ledger.remember(entry(), "fetch", b"[1]")  # runs, or died
+        counted = await Archive(store).ended_by("worker-1")
+    assert counted == {("greet", "succeeded"): 2, ("greet", "dead"): 1}
+
+
 async def test_pruning_deletes_what_ended_and_nothing_else(url: str) -> None:
     done, open_run = entry(), entry()
     async with ledger_of(url) as ledger, Store(url) as store:

@@ -54,6 +54,23 @@ def test_last_words_make_it_exact() -> None:
     assert totals.count("browse", "succeeded") == 7
 
 
+def test_what_the_store_has_of_a_killed_worker_counts_once() -> None:
+    totals = totals_of(told("a", succeeded=3, dead=2))
+    for _ in range(2):
+        totals.ended("a", {("browse", "succeeded"): 5, ("browse", "dead"): 1, ("fetch", "dead"): 1})
+    assert (totals.count("browse", "succeeded"), totals.count("browse", "dead")) == (5, 2)
+    assert totals.count("fetch", "dead") == 1
+    totals.take(told("a", succeeded=6))  # it was not dead after all
+    assert totals.count("browse", "succeeded") == 6
+
+
+def test_what_the_store_has_of_a_worker_that_nobody_heard_is_not_ours() -> None:
+    totals = totals_of(told("a", started_at=BEFORE, succeeded=1000))
+    totals.ended("a", {("browse", "succeeded"): 1002})
+    totals.ended("b", {("browse", "succeeded"): 7})
+    assert totals.count("browse", "succeeded") == 2
+
+
 def test_what_was_before_us_is_not_ours() -> None:
     totals = totals_of(told("a", started_at=BEFORE, succeeded=1000))
     assert totals.count("browse", "succeeded") == 0

@@ -97,6 +97,7 @@ class Backend:
             loops.start("events", self.heard.listen())
             loops.start("outcomes", self.heard.watch())
             loops.start("listeners' keys", self.heard.guard())
+            loops.start("lost workers", self.heard.count_the_lost())
             self._remembering.start(
                 loops, (), self._publisher, self._publishing, self._consuming, self._declare
             )

@@ -37,7 +37,7 @@ ALARMS: Final = 100  # openings of breakers that a replay has before it
 LOOK: Final = 0.5  # seconds between two looks for tasks that have ended
 SHORTEST: Final = 0.1  # … and if an event says that one has
 CHUNK: Final = 500  # tasks, or keys, that one look asks for at once
-GUARD: Final = 2.0  # seconds between two looks whether those who listen still may
+GUARD: Final = 2.0  # seconds between two looks whether those who listen still may, and for lost workers
 ENDED: Final = frozenset({"succeeded", "dead", "cancelled"})
 
 
@@ -170,6 +170,13 @@ class Heard:
             await asyncio.sleep(GUARD)
             with suppress(StoreUnavailable):
                 await self._end_those_locked_out()
+
+    async def count_the_lost(self) -> None:
+        """See what lost workers ended after they were heard last, for ever."""
+        while True:
+            await asyncio.sleep(GUARD)
+            with suppress(StoreUnavailable):
+                await self.metrics.look_up_lost(self._archive, self.now())
 
     async def _end_those_locked_out(self) -> None:
         listeners = [one for listeners in self._listeners.values() for one in listeners]
