@@ -6,12 +6,10 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
-from uuid import UUID
+from typing import Annotated, Any, Final
 
 import typer
 from pydantic import ValidationError
@@ -20,9 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from warren import broker, runtime, tracing
 from warren.cli_shared import err, out, parse_duration, parse_json, read_settings
+from warren.cli_waiting import Explaining
 from warren.client import Client, make_task
 from warren.errors import ConfigurationError, QueueFull, WarrenError
 from warren.failure import what_does_not_fit
+from warren.loops import Loops
 from warren.settings import Settings
 from warren_schemas import Result, Task
 
@@ -34,6 +34,7 @@ EXAMPLES = (
 CHUNK = 1000  # tasks submitted before the progress bar moves
 AT_ONCE = 500  # tasks whose results are awaited at once
 TOLD = 5  # ids of tasks that nobody waits for any more
+NOT_IN_TIME: Final = 124  # the exit status of timeout(1) where time ran out
 FULL_PAUSE = 0.5  # seconds before a full queue is tried again
 
 
@@ -67,8 +68,15 @@ def submit(
     idempotency_key: Annotated[
         str | None, typer.Option(help="A second submit with the same key makes no second task.")
     ] = None,
+    wait_limit: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Wait no longer than this, for example 90s; then exit status 124."),
+    ] = None,
 ) -> None:
-    """Submit tasks. Prints their ids; with --wait, their results. Exit status 1 if any did not succeed."""
+    """Submit tasks. Prints their ids; with --wait, their results, and why there is none for a while.
+
+    Exit status 1 if any did not succeed, 124 if --wait-limit passed before all had ended: they go on.
+    """
     settings = read_settings()
     runtime.configure_logging(settings)
     tracing.export(settings)
@@ -76,9 +84,20 @@ def submit(
     options |= {"run_at": run_at, "idempotency_key": idempotency_key}
     options["delay"] = None if delay is None else parse_duration(delay, "--delay")
     given = {name: value for name, value in options.items() if value is not None}
+    if wait_limit is not None and not wait:
+        raise ConfigurationError("--wait-limit needs --wait")
+    limit = None if wait_limit is None else _limit(wait_limit)
     tasks = _tasks(agent_type, payload, file, given)
-    if not runtime.run(_submit(settings, tasks, wait=wait)):
-        raise typer.Exit(1)
+    status = runtime.run(_submit(settings, tasks, wait=wait, limit=limit))
+    if status:
+        raise typer.Exit(status)
+
+
+def _limit(text: str) -> float:
+    seconds = parse_duration(text, "--wait-limit")
+    if not seconds:
+        raise ConfigurationError(f"--wait-limit {text!r} leaves no time to submit anything: leave out --wait")
+    return seconds
 
 
 def _tasks(agent_type: str, payload: str | None, file: str | None, options: dict[str, Any]) -> list[Task]:
@@ -126,12 +145,21 @@ def _progress() -> Progress:
     )
 
 
-async def _submit(settings: Settings, tasks: list[Task], *, wait: bool) -> bool:
-    """True when everything went well."""
+async def _submit(settings: Settings, tasks: list[Task], *, wait: bool, limit: float | None) -> int:
+    """The exit status."""
     url = broker.locate(settings).url
     async with Client(url, settings=settings) as client:
         with _progress() as progress:
-            return await (_wait_for_all if wait else _hand_in)(client, tasks, progress)
+            if not wait:
+                return 0 if await _hand_in(client, tasks, progress) else 1
+            waiting = asyncio.timeout(limit)
+            try:
+                async with waiting:
+                    return 0 if await _wait_for_all(client, settings, tasks, progress) else 1
+            except TimeoutError:
+                if not waiting.expired():
+                    raise
+                return NOT_IN_TIME
 
 
 async def _hand_in(client: Client, tasks: list[Task], progress: Progress) -> bool:
@@ -157,51 +185,58 @@ async def _hand_in(client: Client, tasks: list[Task], progress: Progress) -> boo
     return not refused
 
 
-async def _wait_for_all(client: Client, tasks: list[Task], progress: Progress) -> bool:
+async def _wait_for_all(client: Client, settings: Settings, tasks: list[Task], progress: Progress) -> bool:
     bar = progress.add_task("finished", total=len(tasks))
-    good = True
-    open_ones = {task.task_id for task in tasks}
+    explaining, pending, good = Explaining(client, settings, tasks), iter(tasks), True
     try:
-        async for result in _results(client, tasks):
-            progress.advance(bar)
-            if isinstance(result, WarrenError):
-                err.print(f"[red]not submitted:[/] {escape(str(result))}", soft_wrap=True)
-                good = False
-                continue
-            open_ones.discard(result.task_id)
-            out.print(
-                json.dumps(result.model_dump(mode="json")), soft_wrap=True, markup=False, highlight=False
-            )
-            good = good and result.status == "succeeded"
+        async with Loops() as loops:
+            loops.start("explaining", explaining.run())
+            async for task, result in _results(client, pending, len(tasks)):
+                explaining.ended(task)
+                progress.advance(bar)
+                good = _told(result) and good
     except asyncio.CancelledError:
-        _tell_open(open_ones)
+        unsent = {task.task_id for task in pending}
+        _tell_open([task for task in explaining.waits_for if task.task_id not in unsent])
+        if unsent:
+            err.print(f"not submitted: {len(unsent)} tasks")
         raise
     return good
 
 
-def _tell_open(task_ids: Collection[UUID]) -> None:
+def _told(result: Result | WarrenError) -> bool:
+    """Whether it went well."""
+    if isinstance(result, WarrenError):
+        err.print(f"[red]not submitted:[/] {escape(str(result))}", soft_wrap=True)
+        return False
+    out.print(json.dumps(result.model_dump(mode="json")), soft_wrap=True, markup=False, highlight=False)
+    return result.status == "succeeded"
+
+
+def _tell_open(tasks: Sequence[Task]) -> None:
     """Whoever does not wait any more can still look, or cancel."""
-    some = ", ".join(str(task_id) for task_id in islice(task_ids, TOLD))
-    more = f" and {len(task_ids) - TOLD} more" if len(task_ids) > TOLD else ""
+    some = ", ".join(str(task.task_id) for task in tasks[:TOLD])
+    more = f" and {len(tasks) - TOLD} more" if len(tasks) > TOLD else ""
     err.print(
         f"not waited for any more: {some}{more}; `warren task show ID`, `warren cancel ID`", soft_wrap=True
     )
 
 
-async def _results(client: Client, tasks: list[Task]) -> AsyncIterator[Result | WarrenError]:
+async def _results(
+    client: Client, pending: Iterator[Task], count: int
+) -> AsyncIterator[tuple[Task, Result | WarrenError]]:
     """Results in the order in which they arrive; what cannot be submitted gives its error."""
-    pending = iter(tasks)
-    arrived: asyncio.Queue[Result | WarrenError] = asyncio.Queue()
+    arrived: asyncio.Queue[tuple[Task, Result | WarrenError]] = asyncio.Queue()
 
     async def one_after_the_other() -> None:
         for task in pending:
             try:
-                await arrived.put(await client.result_of(task))
+                await arrived.put((task, await client.result_of(task)))
             except WarrenError as error:
-                await arrived.put(error)
+                await arrived.put((task, error))
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(min(AT_ONCE, len(tasks))):
+        for _ in range(min(AT_ONCE, count)):
             group.create_task(one_after_the_other())
-        for _ in tasks:
+        for _ in range(count):
             yield await arrived.get()

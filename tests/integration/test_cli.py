@@ -60,6 +60,8 @@ WRONG_SUBMITS: dict[str, tuple[list[str], str]] = {
     "no_file": (["--file", "/does/not/exist"], "cannot read /does/not/exist: No such file or directory"),
     "priority": (["--payload", "1", "--priority", "asap"], "--payload: priority:"),
     "timeout": (["--payload", "1", "--timeout", "0"], "--payload: timeout_s:"),
+    "limit": (["--payload", "1", "--wait-limit", "9s"], "--wait-limit needs --wait"),
+    "no_limit": (["--payload", "1", "--wait", "--wait-limit", "0s"], "leaves no time to submit anything"),
 }
 
 
@@ -216,6 +218,33 @@ async def test_ctrl_c_while_waiting_tells_which_task_is_not_waited_for(rig: Rig)
     _, err = await asyncio.wait_for(waiting.communicate(), 20)
     assert waiting.returncode == 130
     assert re.search(rb"not waited for any more: [0-9a-f-]{36}; `warren task show ID`", err)
+
+
+async def test_waiting_for_nobody_says_why_and_ends_in_time(rig: Rig) -> None:
+    await declared(rig, echo_app())
+    where = cli_environment(rig, WARREN_HEARTBEAT_INTERVAL="0.1")
+    code, out, err = await cli("submit", "echo", "--payload", "1", "--wait", "--wait-limit", "5s", **where)
+    assert (code, out) == (124, "")
+    assert "waiting: no worker that has 'echo' was heard: start one with `warren worker MODULE:APP`" in err
+    assert re.search(r"not waited for any more: [0-9a-f-]{36}; `warren task show ID`", err)
+    assert await rig.depth(rig.names.queue("echo")) == 1
+
+
+async def test_waiting_behind_a_breaker_or_a_pause_says_so(rig: Rig) -> None:
+    where = cli_environment(rig, WARREN_HEARTBEAT_INTERVAL="1")
+    wait = ("submit", "echo", "--payload", "1", "--wait")
+    async with rig.worker(echo_app(), breaker_reset_timeout=600) as worker:
+        for hold, says in (("open", b"the breaker of 'echo' is open"), ("pause", b"'echo' is paused")):
+            if hold == "open":
+                worker.lanes["echo"].valve.adopt_open("elsewhere", "for a look at it")
+            else:
+                worker.lanes["echo"].hold("pause")
+            waiting = await start_cli(*wait, **where)
+            assert waiting.stderr is not None
+            assert says in await asyncio.wait_for(waiting.stderr.readline(), 30)
+            waiting.send_signal(signal.SIGINT)
+            await waiting.communicate()
+            assert waiting.returncode == 130
 
 
 async def test_the_doctor_is_content_and_then_finds_a_mismatch(rig: Rig, app_file: Path) -> None:
