@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pty
 import sys
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager, suppress
@@ -149,6 +150,29 @@ async def start_cli(*args: str, **environment: str) -> asyncio.subprocess.Proces
         sys.executable, "-m", "warren.cli", *args,
         stdin=pipe, stdout=pipe, stderr=pipe, env={**given, **environment},
     )  # fmt: skip
+
+
+async def at_a_terminal(*args: str, answer: str, **environment: str) -> tuple[int, str]:
+    """Run the command `warren` at a terminal of its own: its exit code, and what is to be read there."""
+    given = {name: value for name, value in os.environ.items() if not name.startswith("WARREN_")}
+    ours, theirs = pty.openpty()
+    os.write(ours, answer.encode())
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "warren.cli", *args,
+        stdin=theirs, stdout=theirs, stderr=theirs, env={**given, "COLUMNS": "200", **environment},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = await asyncio.to_thread(_read_to_the_end, ours)
+    os.close(ours)
+    return await process.wait(), shown
+
+
+def _read_to_the_end(terminal: int) -> str:
+    chunks = []
+    with suppress(OSError):  # what Linux says when nobody has the other side any more
+        while chunk := os.read(terminal, 4096):
+            chunks.append(chunk)
+    return b"".join(chunks).decode()
 
 
 def cli_environment(rig: Rig, **more: str) -> dict[str, str]:

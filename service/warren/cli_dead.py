@@ -28,8 +28,11 @@ from warren.cli_dead_options import (
     SINCE,
     TASK_ID,
     USER_ID,
+    YES,
+    ask,
     of_queue,
     prepared,
+    selected_count,
     store_of,
     wanted,
 )
@@ -47,6 +50,7 @@ cli.command("replay", epilog=cli_dead_replay.EXAMPLES)(cli_dead_replay.replay)
 
 TABLE_WIDTH: Final = 140  # columns at least: rather wrapped by the terminal than an id that cannot be copied
 
+FOR_GOOD: Final = "{} cannot be brought back. Go on?"
 ERROR_SHOWN: Final = 100  # characters of an error in a table
 
 
@@ -215,7 +219,7 @@ def discard(
     before: BEFORE = None,
     limit: LIMIT = None,
     dry_run: DRY_RUN = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: YES = False,
     from_queue: FROM_QUEUE = False,
 ) -> None:
     """Give up on dead letters for good; what they were to do is deleted. Asks first, unless --yes."""
@@ -224,7 +228,7 @@ def discard(
     if from_queue:
         selection = of_queue(selected, limit)
         if not (dry_run or yes):
-            _ask("Discarded dead letters")
+            ask(FOR_GOOD.format("Discarded dead letters"))
         runtime.run(cli_dead_queue.discard(settings, selection, dry_run=dry_run))
         return
     if task_id is not None:
@@ -236,18 +240,13 @@ def discard(
 async def _discard(store: Store, selected: Filter, limit: int | None, *, dry_run: bool, yes: bool) -> None:
     async with store:
         index = DeadIndex(store)
-        count = await index.count(selected)
-        count = count if limit is None else min(count, limit)
+        count = await selected_count(index, selected, limit)
         if dry_run:
             err.print(f"{count} would be discarded")
             return
         if count and not yes:
-            _ask(f"{count} discarded dead letters")
+            ask(FOR_GOOD.format(f"{count} discarded dead letters"))
         err.print(f"{await index.discard(selected, limit)} discarded")
-
-
-def _ask(what: str) -> None:
-    typer.confirm(f"{what} cannot be brought back. Go on?", abort=True, err=True)
 
 
 def _table(*columns: str) -> Table:

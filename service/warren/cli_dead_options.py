@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import datetime
 from typing import Annotated, cast, get_args
@@ -10,10 +11,10 @@ import typer
 
 from warren import dead_letters, runtime
 from warren.cli_shared import parse_duration, read_settings
-from warren.errors import ConfigurationError
+from warren.errors import ConfigurationError, WarrenError
 from warren.settings import Settings
 from warren.store import Store
-from warren.store_dead import Filter
+from warren.store_dead import DeadIndex, Filter
 from warren_schemas import Reason
 
 TASK_ID = Annotated[str | None, typer.Argument(help="Only this task.")]
@@ -30,6 +31,7 @@ BEFORE = Annotated[
 ]
 LIMIT = Annotated[int | None, typer.Option(min=1, help="At most this many.")]
 DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+YES = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 AS_JSON = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 FROM_QUEUE = Annotated[
     bool, typer.Option("--from-queue", help="Work on the dead queue itself, where there is no store.")
@@ -41,6 +43,13 @@ def prepared() -> Settings:
     settings = read_settings()
     runtime.configure_logging(settings)
     return settings
+
+
+def ask(question: str) -> None:
+    """Go on only if somebody at a terminal says so. Raises WarrenError where nobody can."""
+    if not sys.stdin.isatty():
+        raise WarrenError(f"{question} There is no terminal to ask at: --yes says so")
+    typer.confirm(question, abort=True, err=True)
 
 
 def store_of(settings: Settings) -> Store:
@@ -77,6 +86,21 @@ def wanted(
         since=_moment(since, "--since"),
         before=_moment(before, "--before"),
     )
+
+
+async def selected_count(index: DeadIndex, selected: Filter, limit: int | None) -> int:
+    """How many dead letters are meant. Raises WarrenError where a task is named that is not dead."""
+    count = await index.count(selected)
+    if count == 0 and selected.task_id is not None:
+        raise WarrenError(
+            f"no dead letter has the task id {selected.task_id!r}: `warren dead list` shows what is there"
+        )
+    return count if limit is None else min(count, limit)
+
+
+def is_everything(selected: Filter, limit: int | None) -> bool:
+    """Whether every dead letter is meant."""
+    return selected == Filter() and limit is None
 
 
 def of_queue(selected: Filter, limit: int | None) -> dead_letters.Selection:

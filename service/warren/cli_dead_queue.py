@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from warren.cli_dead_options import ask
 from warren.cli_shared import connected, err, out
 from warren.dead_letters import DeadLetter, DeadLetters, Selection
 from warren.errors import InvalidTask, PublishError, WarrenError
@@ -58,9 +59,10 @@ def _summary(letter: DeadLetter) -> dict[str, object]:
 
 async def show(settings: Settings, task_id: str) -> None:
     """Show everything about one dead letter. Raises WarrenError when there is no such letter."""
+    selection = Selection(task_id=task_id, limit=1)
     async with connected(settings, "warren dead show") as (connection, publisher):
         letters = DeadLetters(connection, publisher, settings)
-        async for letter in letters.select(Selection(task_id=task_id, limit=1)):
+        async for letter in letters.select(selection):
             for name, value in _summary(letter).items():
                 out.print(f"[bold]{name}[/]: {escape(str(value))}", soft_wrap=True)
             out.print(
@@ -69,16 +71,19 @@ async def show(settings: Settings, task_id: str) -> None:
             if letter.headers.traceback:
                 out.print(escape(letter.headers.traceback), highlight=False, soft_wrap=True)
             return
-    raise WarrenError(
-        f"no dead letter has the task id {task_id!r}: `warren dead list --from-queue` shows what is there"
-    )
+    _check_found(selection, 0)
 
 
-async def replay(settings: Settings, selection: Selection, *, dry_run: bool) -> None:
-    """Publish dead tasks again. Each is confirmed before its dead letter goes."""
+async def replay(settings: Settings, selection: Selection, *, dry_run: bool, asks: bool) -> None:
+    """Publish dead tasks again. Each is confirmed before its dead letter goes.
+
+    Raises WarrenError when there is no letter of the task that is named.
+    """
     done = failed = 0
     async with connected(settings, "warren dead replay") as (connection, publisher):
         letters = DeadLetters(connection, publisher, settings)
+        if asks and (count := await letters.count()):
+            ask(f"Replay {count} dead letters?")
         async for letter in letters.select(selection):
             try:
                 if not dry_run:
@@ -89,6 +94,7 @@ async def replay(settings: Settings, selection: Selection, *, dry_run: bool) -> 
             else:
                 done += 1
                 out.print(f"{letter.task_id} {letter.agent_type} {letter.headers.reason}", markup=False)
+    _check_found(selection, done + failed)
     verb = "would be replayed" if dry_run else "replayed"
     err.print(f"{done} {verb}" + (f", {failed} left in the dead queue" if failed else ""))
     if failed:
@@ -96,7 +102,7 @@ async def replay(settings: Settings, selection: Selection, *, dry_run: bool) -> 
 
 
 async def discard(settings: Settings, selection: Selection, *, dry_run: bool) -> None:
-    """Remove dead letters for good."""
+    """Remove dead letters for good. Raises WarrenError when there is no letter of the task that is named."""
     done = 0
     async with connected(settings, "warren dead discard") as (connection, publisher):
         letters = DeadLetters(connection, publisher, settings)
@@ -105,4 +111,13 @@ async def discard(settings: Settings, selection: Selection, *, dry_run: bool) ->
                 letters.discard(letter)
             done += 1
             out.print(f"{letter.task_id} {letter.agent_type} {letter.headers.reason}", markup=False)
+    _check_found(selection, done)
     err.print(f"{done} {'would be discarded' if dry_run else 'discarded'}")
+
+
+def _check_found(selection: Selection, count: int) -> None:
+    if count == 0 and selection.task_id is not None:
+        raise WarrenError(
+            f"no dead letter has the task id {selection.task_id!r}: "
+            "`warren dead list --from-queue` shows what is there"
+        )

@@ -26,14 +26,18 @@ from warren.cli_dead_options import (
     SINCE,
     TASK_ID,
     USER_ID,
+    YES,
+    ask,
+    is_everything,
     of_queue,
     prepared,
+    selected_count,
     store_of,
     wanted,
 )
 from warren.cli_shared import err, out, parse_duration, valid_id
 from warren.client import Client
-from warren.errors import BrokerError, ConfigurationError, StoreUnavailable, WarrenError
+from warren.errors import BrokerError, ConfigurationError, StoreUnavailable
 from warren.settings import Settings
 from warren.store import Store
 from warren.store_dead import DeadIndex, Filter
@@ -79,6 +83,7 @@ def replay(
     before: BEFORE = None,
     limit: LIMIT = None,
     dry_run: DRY_RUN = False,
+    yes: YES = False,
     canary: CANARY = 5,
     rate: RATE = "50/s",
     edit: EDIT = None,
@@ -90,6 +95,8 @@ def replay(
 ) -> None:
     """Run dead tasks again, oldest first: a few canaries, then the others at a rate.
 
+    Where nothing says which ones, it asks first, unless --yes.
+
     It stops when the failure comes back or a breaker opens. Ctrl-C pauses it; --resume goes on. Exit status 1
     when it stopped by itself or could not replay all.
     """
@@ -98,7 +105,9 @@ def replay(
     if from_queue:
         if edit is not None or resume is not None or from_scratch or keep_going:
             raise ConfigurationError("--edit, --resume, --from-scratch and --keep-going need the store")
-        runtime.run(cli_dead_queue.replay(settings, of_queue(selected, limit), dry_run=dry_run))
+        asks = is_everything(selected, limit) and not (dry_run or yes)
+        selection = of_queue(selected, limit)
+        runtime.run(cli_dead_queue.replay(settings, selection, dry_run=dry_run, asks=asks))
         return
     if resume is not None and (selected != Filter() or edit is not None or limit is not None or dry_run):
         raise ConfigurationError(
@@ -120,7 +129,7 @@ def replay(
     if dry_run:
         runtime.run(_tell_plan(store, plan))
     else:
-        runtime.run(_replay(store, settings, plan, resume))
+        runtime.run(_replay(store, settings, plan, resume, yes=yes))
 
 
 def _per_second(text: str) -> float:
@@ -130,18 +139,9 @@ def _per_second(text: str) -> float:
     return float(found[1]) / _PER[found[2] or "s"]
 
 
-async def _selected(store: Store, plan: Plan) -> int:
-    count = await DeadIndex(store).count(plan.wanted)
-    if count == 0 and plan.wanted.task_id is not None:
-        raise WarrenError(
-            f"no dead letter has the task id {plan.wanted.task_id!r}: `warren dead list` shows what is there"
-        )
-    return count if plan.limit is None else min(count, plan.limit)
-
-
 async def _tell_plan(store: Store, plan: Plan) -> None:
     async with store:
-        count = await _selected(store, plan)
+        count = await selected_count(DeadIndex(store), plan.wanted, plan.limit)
         for group in await DeadIndex(store).groups(plan.wanted, 20):
             told = f"{group.sample.error_type}: {group.sample.error_message}" if group.sample else ""
             line = (
@@ -153,11 +153,13 @@ async def _tell_plan(store: Store, plan: Plan) -> None:
     err.print(f"{count} would be replayed: {pace}" if count else "0 would be replayed")
 
 
-async def _replay(store: Store, settings: Settings, plan: Plan, resume: str | None) -> None:
+async def _replay(store: Store, settings: Settings, plan: Plan, resume: str | None, *, yes: bool) -> None:
     async with store:
         if resume is not None:
             replay = await engine.resumable(store, resume)
-        elif await _selected(store, plan):
+        elif count := await selected_count(DeadIndex(store), plan.wanted, plan.limit):
+            if not yes and is_everything(plan.wanted, plan.limit):
+                ask(f"Replay {count} dead letters?")
             replay = await engine.begin(store, plan)
         else:
             err.print("0 replayed: there is no such dead letter")

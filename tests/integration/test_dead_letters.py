@@ -266,7 +266,7 @@ async def test_a_replay_into_a_full_queue_leaves_the_rest(rig: Rig) -> None:
             await bury(channel, rig, task_body("echo", number))
     await eventually(lambda: listed(rig), "they are there")
     code, _, err = await cli(
-        "dead", "replay", "--from-queue", **cli_environment(rig, WARREN_QUEUE_CAPACITY="2")
+        "dead", "replay", "--from-queue", "--yes", **cli_environment(rig, WARREN_QUEUE_CAPACITY="2")
     )
     assert code == 1
     assert "the queue of 'echo' is full: replay the rest later" in err
@@ -322,6 +322,8 @@ async def test_the_command_replays_and_can_be_tried_first(rig: Rig) -> None:
         )
         assert (code, len(out.splitlines()), "3 would be replayed" in err, seen) == (0, 3, True, [])
         code, out, err = await cli("dead", "replay", "--from-queue", **where)
+        assert (code, out, "Replay 4 dead letters?" in err, seen) == (1, "", True, [])
+        code, out, err = await cli("dead", "replay", "--from-queue", "--yes", **where)
         assert (code, len(out.splitlines())) == (1, 3)
         assert "3 replayed, 1 left in the dead queue" in err
         assert "no queue takes agent type 'gone'" in err
@@ -332,7 +334,8 @@ async def test_the_command_replays_and_can_be_tried_first(rig: Rig) -> None:
 async def test_the_command_says_what_it_does_not_know(rig: Rig) -> None:
     await declared(rig, echo_app())
     where = cli_environment(rig)
-    code, _, err = await cli("dead", "show", "--from-queue", "nothing", **where)
-    assert (code, "no dead letter has the task id 'nothing'" in err) == (1, True)
+    for command in (["show"], ["replay"], ["discard", "--yes"]):
+        code, _, err = await cli("dead", *command, "--from-queue", "nothing", **where)
+        assert (code, "no dead letter has the task id 'nothing'" in err) == (1, True)
     code, _, err = await cli("dead", "list", "--from-queue", "--reason", "bored", **where)
     assert (code, "'bored' is none of: exhausted, invalid" in err) == (2, True)

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from tests.faults import cli, cli_environment, start_cli
+from tests.faults import at_a_terminal, cli, cli_environment, start_cli
 from tests.integration.test_dead_letters import Moody
 from tests.integration.test_desk import taken_in
 from tests.integration.test_store_dead import letter
@@ -51,7 +51,7 @@ async def test_a_cured_agent_gets_its_dead_tasks_back(rig: Rig, store_url: str) 
     async with rig.worker(moody.app, store_url=store_url, breaker_fail_max=1000) as worker:
         await kill(rig, 12, store_url)
         moody.cured = True
-        code, out, err = await cli("dead", "replay", "--rate", "1000/s", **where(rig, store_url))
+        code, out, err = await cli("dead", "replay", "--yes", "--rate", "1000/s", **where(rig, store_url))
         assert (code, worker.totals.succeeded) == (0, 12), err
     assert "12 replayed, 12 succeeded, 0 failed the same way, 0 failed otherwise, 0 not ended, 0 left" in out
     assert await rig.depth(rig.names.dead) == 0
@@ -63,7 +63,7 @@ async def test_one_that_is_not_cured_stops_after_its_canaries(rig: Rig, store_ur
     moody = Moody()
     async with rig.worker(moody.app, store_url=store_url, breaker_fail_max=1000):
         await kill(rig, 9, store_url)
-        code, out, _ = await cli("dead", "replay", "--canary", "2", **where(rig, store_url))
+        code, out, _ = await cli("dead", "replay", "--yes", "--canary", "2", **where(rig, store_url))
         assert code == 1
         assert "stopped: the failure came back" in out
         assert "2 replayed, 0 succeeded" in out
@@ -72,7 +72,9 @@ async def test_one_that_is_not_cured_stops_after_its_canaries(rig: Rig, store_ur
         hint = next(line for line in out.splitlines() if "--resume" in line)
         code, out, _ = await cli(*hint.split("warren ")[1].split(), **where(rig, store_url))
         assert (code, "7 succeeded" in out, "0 left" in out) == (0, True, True)
-        code, out, err = await cli("dead", "replay", **where(rig, store_url))  # the canaries, in a new replay
+        code, out, err = await cli(
+            "dead", "replay", "--yes", **where(rig, store_url)
+        )  # the canaries, in a new replay
         assert (code, "2 replayed, 2 succeeded" in out) == (0, True), err
 
 
@@ -82,7 +84,7 @@ async def test_an_open_breaker_stops_a_replay(rig: Rig, store_url: str) -> None:
     async with rig.worker(moody.app, breaker_fail_max=1000, **settings):
         await kill(rig, 10, store_url)
     async with rig.worker(moody.app, breaker_fail_max=1, **settings):
-        code, out, _ = await cli("dead", "replay", **where(rig, store_url))
+        code, out, _ = await cli("dead", "replay", "--yes", **where(rig, store_url))
     assert code == 1
     assert "stopped: the breaker of 'moody' has opened" in out
     assert "5 left" in out
@@ -93,7 +95,7 @@ async def test_an_interrupted_replay_is_resumed(rig: Rig, store_url: str) -> Non
     async with rig.worker(moody.app, store_url=store_url, breaker_fail_max=1000) as worker:
         await kill(rig, 10, store_url)
         moody.cured = True
-        slow = ("dead", "replay", "--canary", "0", "--rate", "1/s")
+        slow = ("dead", "replay", "-y", "--canary", "0", "--rate", "1/s")
         process = await start_cli(*slow, **where(rig, store_url))
         await eventually(lambda: worker.totals.succeeded >= 1, "it has begun")
         process.send_signal(signal.SIGINT)
@@ -188,6 +190,13 @@ async def test_the_commands_on_the_store(store_url: str) -> None:
     code, out, _ = await cli("dead", "export", "--group", large["fingerprint"], **environment)
     exported = [json.loads(line) for line in out.splitlines()]
     assert {one["body"]["payload"] for one in exported} == {0, 1, 2}
+    code, out, err = await cli("dead", "replay", stdin="y\n", **environment)
+    assert (code, out, "Replay 4 dead letters? There is no terminal" in err, "--yes" in err) == (
+        1,
+        "",
+        True,
+        True,
+    )
     code, out, err = await cli("dead", "replay", "--dry-run", **environment)
     assert (code, "4 would be replayed" in err, large["fingerprint"] in out) == (0, True, True)
     code, out, err = await cli("dead", "replay", str(odd.task_id), **environment)
@@ -200,6 +209,19 @@ async def test_the_commands_on_the_store(store_url: str) -> None:
     assert (code, "1 discarded" in err) == (0, True)
     code, out, _ = await cli("dead", "list", **environment)
     assert "3 of 3 dead letters" in out
+
+
+async def test_at_a_terminal_whoever_names_nothing_is_asked(store_url: str) -> None:
+    async with Store(store_url) as store:
+        await Letters(store).take_in([dead(number) for number in range(3)])
+    for command, question in (
+        ("replay", "Replay 3 dead letters? [y/N]"),
+        ("discard", "3 discarded dead letters cannot be brought back. Go on? [y/N]"),
+    ):
+        code, shown = await at_a_terminal("dead", command, answer="n\n", WARREN_STORE_URL=store_url)
+        assert (code, question in shown, "Aborted" in shown) == (1, True, True), shown
+    code, shown = await at_a_terminal("dead", "discard", answer="y\n", WARREN_STORE_URL=store_url)
+    assert (code, "3 discarded" in shown) == (0, True), shown
 
 
 async def test_a_letter_that_was_not_read_yet_says_so(rig: Rig, store_url: str) -> None:
@@ -238,9 +260,10 @@ async def test_a_wrong_option_is_told(name: str, store_url: str) -> None:
 
 
 async def test_what_is_not_there_is_told(store_url: str) -> None:
-    for command in ("show", "replay"):
-        code, _, err = await cli("dead", command, str(uuid4()), WARREN_STORE_URL=store_url)
-        assert (code, "no dead letter has the task id" in err) == (1, True)
+    for command in ("show", "replay", "discard"):
+        wanted = str(uuid4())
+        code, _, err = await cli("dead", command, wanted, WARREN_STORE_URL=store_url)
+        assert (code, f"no dead letter has the task id '{wanted}'" in err) == (1, True)
     code, _, err = await cli("dead", "replay", WARREN_STORE_URL=store_url)
     assert (code, "there is no such dead letter" in err) == (0, True)
 
@@ -256,7 +279,7 @@ async def test_a_replay_without_a_broker_still_writes_its_rows(rig: Rig, store_u
     async with rig.worker(moody.app, store_url=store_url):
         await kill(rig, 1, store_url)
     nowhere = {"WARREN_AMQP_URL": "amqp://127.0.0.1:9/", "WARREN_STORE_URL": store_url}
-    code, out, err = await cli("dead", "replay", "--timeout", "0s", **nowhere)
+    code, out, err = await cli("dead", "replay", "--yes", "--timeout", "0s", **nowhere)
     assert (code, "breakers are not watched" in err, "1 have not ended yet" in out) == (0, True, True)
     moody.cured = True
     async with rig.worker(moody.app, store_url=store_url) as worker:
