@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, cast, get_args
 
 import typer
-from pydantic import JsonValue
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,7 +16,7 @@ from warren import runtime
 from warren.cli_shared import err, find_store, out, parse_duration, read_settings
 from warren.errors import ConfigurationError, WarrenError
 from warren.store import Store
-from warren.store_audit import Audit
+from warren.store_audit import Note
 from warren.store_keys import Key, Keys, Role
 
 cli = typer.Typer(
@@ -75,10 +74,8 @@ def _end(expires: str) -> float:
 
 async def _create(store: Store, user: str, role: Role, expires_at: float | None) -> tuple[Key, str]:
     async with store:
-        key, secret = await Keys(store).create(user, role, expires_at)
-        details: dict[str, JsonValue] = {"role": role, "expires_at": expires_at}
-        await Audit(store).write(None, user, "key.create", key.key_id, details)
-        return key, secret
+        note = Note(None, user, "key.create", {"role": role, "expires_at": expires_at})
+        return await Keys(store).create(user, role, expires_at, note)
 
 
 @cli.command("list", epilog="Example: warren key list --json")
@@ -128,9 +125,8 @@ async def _revoke(store: Store, key_id: str) -> None:
         owner = {key.key_id: key.user_id for key in await keys.list()}.get(key_id)
         if owner is None:
             raise WarrenError(f"there is no key {key_id!r}: `warren key list` shows those that there are")
-        if not await keys.revoke(key_id):
+        if not await keys.revoke(key_id, Note(None, owner, "key.revoke")):
             raise WarrenError(f"the key {key_id!r} was revoked before")
-        await Audit(store).write(None, owner, "key.revoke", key_id, None)
 
 
 def _summary(key: Key) -> dict[str, Any]:

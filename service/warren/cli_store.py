@@ -15,6 +15,7 @@ from warren.cli_shared import find_store, out, parse_duration, read_settings, va
 from warren.errors import WarrenError
 from warren.store import Store
 from warren.store_archive import Archive, TaskRecord
+from warren.store_audit import Audit
 
 store_cli = typer.Typer(help="Take care of the store.", no_args_is_help=True)
 task_cli = typer.Typer(help="Look at a task.", no_args_is_help=True)
@@ -38,16 +39,22 @@ def prune(
     older_than: Annotated[
         str, typer.Option(metavar="TIME", help="A number and s, m, h or d, for example 30d.")
     ],
+    audit_older_than: Annotated[
+        str, typer.Option(metavar="TIME", help="The same for the audit: who did what.")
+    ] = "365d",
 ) -> None:
-    """Delete tasks that ended longer ago than this, with their steps."""
+    """Delete tasks that ended longer ago than this, with their steps, and what is old in the audit."""
     settings = read_settings()
     runtime.configure_logging(settings)
-    runtime.run(_prune(find_store(settings), parse_duration(older_than, "--older-than")))
+    tasks = parse_duration(older_than, "--older-than")
+    rows = parse_duration(audit_older_than, "--audit-older-than")
+    runtime.run(_prune(find_store(settings), tasks, rows))
 
 
-async def _prune(store: Store, seconds: float) -> None:
+async def _prune(store: Store, task_age: float, audit_age: float) -> None:
     async with store:
-        out.print(f"{await Archive(store).prune(seconds)} tasks deleted")
+        out.print(f"{await Archive(store).prune(task_age)} tasks deleted")
+        out.print(f"{await Audit(store).prune(audit_age)} rows of the audit deleted")
 
 
 @task_cli.command()

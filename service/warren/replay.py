@@ -16,6 +16,7 @@ from warren.errors import BrokerError, ConfigurationError
 from warren.replay_edit import edited, fresh
 from warren.settings import Settings
 from warren.store import Store
+from warren.store_audit import Note
 from warren.store_dead import Position
 from warren.store_replay import Fresh, Outcomes, Plan, Problem, Replay, Replays, Status
 from warren.wire import new_id
@@ -56,13 +57,13 @@ class _Stopped(Exception):
     """The replay has to end before its end."""
 
 
-async def begin(store: Store, plan: Plan) -> Replay:
+async def begin(store: Store, plan: Plan, note: Note | None = None) -> Replay:
     """Write a plan down, to be carried out. Raises ConfigurationError for an edit that is no JSON."""
     _patch(plan)
-    return await Replays(store).begin(plan, new_id())
+    return await Replays(store).begin(plan, new_id(), note)
 
 
-async def resumable(store: Store, prefix: str) -> Replay:
+async def resumable(store: Store, prefix: str, note: Note | None = None) -> Replay:
     """The replay whose id begins so, ours to go on with from now on, as it stood before.
 
     Raises ConfigurationError when there is none or several, when it is done, or being carried out now.
@@ -74,7 +75,7 @@ async def resumable(store: Store, prefix: str) -> Replay:
     [replay] = found
     if replay.status == "done":
         raise ConfigurationError(f"replay {replay.replay_id} is done: there is nothing to resume")
-    if not await Replays(store).claim(replay.replay_id, ALIVE):
+    if not await Replays(store).claim(replay.replay_id, ALIVE, note):
         raise ConfigurationError(
             f"replay {replay.replay_id} is being carried out right now "
             f"(if its process was killed, try again in {ALIVE:g} s)"

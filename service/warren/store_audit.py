@@ -1,4 +1,8 @@
-"""The audit: who did what, for whoever has to find out later. Rows are written, never changed."""
+"""The audit: who did what, for whoever has to find out later. Rows are written, never changed.
+
+A row is written in the transaction that does what it tells: there is neither a deed without a row, nor a row
+without a deed.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,36 @@ from warren.store_schema import audit, fitting
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """What is written down of something that somebody does, for example `key.revoke`.
+
+    `actor_key_id` is None for the command line.
+    """
+
+    actor_key_id: str | None
+    user_id: str
+    action: str
+    details: JsonValue = None
+
+    def write(self, connection: Connection, subject: str) -> None:
+        """Write down that it was done to `subject`, in the transaction that does it."""
+        new = {
+            "at": time.time(),
+            "actor_key_id": self.actor_key_id,
+            "user_id": fitting(self.user_id, audit.c.user_id),
+            "action": fitting(self.action, audit.c.action),
+            "subject": fitting(subject, audit.c.subject),
+            "details": to_json(self.details),
+        }
+        connection.execute(audit.insert().values(new))
+
+
+@dataclass(frozen=True, slots=True)
 class AuditRow:
-    """One thing that somebody did. `actor_key_id` is None for the command line."""
+    """One thing that somebody did. `actor_key_id` is None for the command line.
+
+    `details` that cannot be read are `{"unreadable": TEXT}`.
+    """
 
     audit_id: int
     at: float
@@ -33,27 +65,6 @@ class Audit:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def write(
-        self, actor_key_id: str | None, user_id: str, action: str, subject: str, details: JsonValue
-    ) -> None:
-        """Write down that a key, or the command line, did something, for example `key.revoke`, to `subject`.
-
-        Durable when it returns.
-        """
-        new = {
-            "at": time.time(),
-            "actor_key_id": actor_key_id,
-            "user_id": fitting(user_id, audit.c.user_id),
-            "action": fitting(action, audit.c.action),
-            "subject": fitting(subject, audit.c.subject),
-            "details": to_json(details),
-        }
-
-        def act(connection: Connection) -> None:
-            connection.execute(audit.insert().values(new))
-
-        await self._store.run(act)
-
     async def list(self, limit: int, before: int | None = None) -> Sequence[AuditRow]:
         """The newest rows first, at most so many; `before` is the `audit_id` of the last one seen."""
         query = select(audit).order_by(audit.c.audit_id.desc()).limit(limit)
@@ -65,6 +76,20 @@ class Audit:
 
         return await self._store.read(act)
 
+    async def prune(self, older_than: float) -> int:
+        """Delete rows that were written more than so many seconds ago. Returns how many."""
+        old = audit.delete().where(audit.c.at < time.time() - older_than)
+        return await self._store.run(lambda connection: connection.execute(old).rowcount)
+
 
 def _row(row: RowMapping) -> AuditRow:
-    return AuditRow(**{**row, "details": from_json(row["details"])})
+    return AuditRow(**{**row, "details": _details(row["details"])})
+
+
+def _details(raw: bytes) -> JsonValue:
+    """One row that another version or a person wrote must not keep the others from being read."""
+    try:
+        details: JsonValue = from_json(raw, allow_inf_nan=False)
+    except ValueError:
+        return {"unreadable": raw.decode(errors="backslashreplace")}
+    return details

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from warren.store import Store
+from warren.store_audit import Note
 from warren.store_schema import CANCELLED, FINAL, pauses, tasks
 
 
@@ -39,11 +40,11 @@ class Board:
         self._store = store
         self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
 
-    async def cancel(self, task_id: UUID) -> Cancelled:
+    async def cancel(self, task_id: UUID, note: Note | None = None) -> Cancelled:
         """Decide that the task is cancelled, unless it has ended. Runs of it are refused from now on.
 
         A task without a row waits in its queue or runs for the first time, or never was: the row that is made
-        says what is to become of it.
+        says what is to become of it. The note is written where something changes.
         """
         now = time.time()
         new = {
@@ -52,6 +53,12 @@ class Board:
         }  # fmt: skip
 
         def act(connection: Connection) -> Cancelled:
+            done = cancel(connection)
+            if note is not None and not done.had_ended:
+                note.write(connection, str(task_id))
+            return done
+
+        def cancel(connection: Connection) -> Cancelled:
             made = connection.execute(self._insert(tasks).values(new).on_conflict_do_nothing())
             if made.rowcount:
                 return Cancelled(None)
@@ -82,22 +89,22 @@ class Board:
 
         return await self._store.read(act)
 
-    async def pause(self, agent_type: str) -> bool:
+    async def pause(self, agent_type: str, note: Note | None = None) -> bool:
         """Nobody is to run this agent type any more. False: nobody was anyway."""
         new = {"agent_type": agent_type, "paused_at": time.time()}
 
         def act(connection: Connection) -> bool:
             made = connection.execute(self._insert(pauses).values(new).on_conflict_do_nothing())
-            return bool(made.rowcount)
+            return _changed(connection, agent_type, made.rowcount, note)
 
         return await self._store.run(act)
 
-    async def resume(self, agent_type: str) -> bool:
+    async def resume(self, agent_type: str, note: Note | None = None) -> bool:
         """Everybody may run it again. False: it was not paused."""
 
         def act(connection: Connection) -> bool:
             gone = connection.execute(pauses.delete().where(pauses.c.agent_type == agent_type))
-            return bool(gone.rowcount)
+            return _changed(connection, agent_type, gone.rowcount, note)
 
         return await self._store.run(act)
 
@@ -108,3 +115,10 @@ class Board:
             return set(connection.execute(select(pauses.c.agent_type)).scalars())
 
         return await self._store.read(act)
+
+
+def _changed(connection: Connection, agent_type: str, rows: int, note: Note | None) -> bool:
+    """Whether it changed anything; then it is written down."""
+    if rows and note is not None:
+        note.write(connection, agent_type)
+    return bool(rows)

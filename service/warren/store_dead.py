@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, literal_column, or_, select
 
 from warren.store import Store
+from warren.store_audit import Note
 from warren.store_schema import DEAD, DISCARDED, fitting, tasks
 from warren_schemas import Reason
 
@@ -204,13 +205,17 @@ class DeadIndex:
                 return
             after = Position(rows[-1]["finished_at"], rows[-1]["task_id"])
 
-    async def discard(self, wanted: Filter, limit: int | None = None) -> int:
-        """Give up on them for good, the oldest first; what they were to do is deleted. Returns how many."""
+    async def discard(self, wanted: Filter, limit: int | None = None, note: Note | None = None) -> int:
+        """Give up on them for good, the oldest first; what they were to do is deleted. Returns how many.
+
+        They go in several transactions; the note is written in the first one that discards any.
+        """
         done = 0
         after: Position | None = None
         while limit is None or done < limit:
             size = CHUNK if limit is None else min(CHUNK, limit - done)
-            discarded, after = await self._store.run(partial(_discard_next, wanted, size, after))
+            first = note if done == 0 else None
+            discarded, after = await self._store.run(partial(_discard_next, wanted, size, after, first))
             done += discarded
             if after is None:
                 break
@@ -233,13 +238,16 @@ def _rows(query: Select[Any], connection: Connection) -> Sequence[RowMapping]:
 
 
 def _discard_next(
-    wanted: Filter, size: int, after: Position | None, connection: Connection
+    wanted: Filter, size: int, after: Position | None, note: Note | None, connection: Connection
 ) -> tuple[int, Position | None]:
     """Discard the next ones; how many, and where to go on, None at the end."""
     page = page_of(connection, wanted.condition(), size, after)
     if not page:
         return 0, None
-    return _discard(connection, [position.task_id for position in page]), page[-1]
+    done = _discard(connection, [position.task_id for position in page])
+    if done and note is not None:
+        note.write(connection, "dead letters")
+    return done, page[-1]
 
 
 def _discard(connection: Connection, task_ids: Sequence[UUID]) -> int:

@@ -20,6 +20,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, exis
 
 from warren.errors import ConfigurationError
 from warren.store import Store
+from warren.store_audit import Note
 from warren.store_schema import fitting, keys, sessions
 
 Role = Literal["tenant", "operator", "admin"]
@@ -53,7 +54,9 @@ class Keys:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def create(self, user_id: str, role: Role, expires_at: float | None = None) -> tuple[Key, str]:
+    async def create(
+        self, user_id: str, role: Role, expires_at: float | None = None, note: Note | None = None
+    ) -> tuple[Key, str]:
         """A new key and its secret, which nobody is ever told again.
 
         Raises ConfigurationError for a user that no task can have.
@@ -64,7 +67,13 @@ class Keys:
         secret = f"wk_{key.key_id}_{_random()}"
         new = {name: getattr(key, name) for name in Key.__slots__}
         statement = keys.insert().values(secret_hash=_hash(secret), **new)
-        await self._store.run(lambda connection: connection.execute(statement))
+
+        def act(connection: Connection) -> None:
+            connection.execute(statement)
+            if note is not None:
+                note.write(connection, key.key_id)
+
+        await self._store.run(act)
         return key, secret
 
     async def authenticate(self, secret: str) -> Key | None:
@@ -78,7 +87,7 @@ class Keys:
             return None
         return _valid(row)
 
-    async def revoke(self, key_id: str) -> bool:
+    async def revoke(self, key_id: str, note: Note | None = None) -> bool:
         """End a key and its sessions now. False: there is none of this id, or it was revoked before."""
         key_id = fitting(key_id, keys.c.key_id)
         ours = (keys.c.key_id == key_id) & keys.c.revoked_at.is_(None)
@@ -86,6 +95,8 @@ class Keys:
         def act(connection: Connection) -> bool:
             ended = connection.execute(keys.update().where(ours).values(revoked_at=time.time()))
             connection.execute(sessions.delete().where(sessions.c.key_id == key_id))
+            if note is not None and ended.rowcount:
+                note.write(connection, key_id)
             return ended.rowcount > 0
 
         return await self._store.run(act)

@@ -29,6 +29,7 @@ from sqlalchemy import (
 
 from warren.errors import InvalidTask
 from warren.store import Store
+from warren.store_audit import Note
 from warren.store_dead import IS_DEAD, NOT_READ_YET, Filter, Position, page_of
 from warren.store_schema import CANCELLED, DEAD, DISCARDED, SCHEDULED, SUCCEEDED, replays, steps, tasks
 
@@ -122,7 +123,7 @@ class Replays:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def begin(self, plan: Plan, replay_id: UUID) -> Replay:
+    async def begin(self, plan: Plan, replay_id: UUID, note: Note | None = None) -> Replay:
         """Write a plan down. From now on it can be resumed."""
         now = time.time()
         replay = Replay(str(replay_id), plan, 0, "paused", "", now, now)
@@ -134,6 +135,8 @@ class Replays:
             raw = to_json(asdict(plan) | {"selected": selected})
             new = {"replay_id": replay.replay_id, "plan": raw, "status": replay.status}
             connection.execute(replays.insert().values(created_at=now, updated_at=now, **new))
+            if note is not None:
+                note.write(connection, replay.replay_id)
 
         await self._store.run(act)
         return await self.get(replay.replay_id)
@@ -169,7 +172,7 @@ class Replays:
 
         await self._store.run(act)
 
-    async def claim(self, replay_id: str, alive_for: float) -> bool:
+    async def claim(self, replay_id: str, alive_for: float, note: Note | None = None) -> bool:
         """Mark a replay as running, for one who carries it out alone.
 
         False: somebody does already, who has said so within `alive_for` seconds.
@@ -181,7 +184,14 @@ class Replays:
             .where(replays.c.replay_id == replay_id, is_free)
             .values(status="running", reason="", updated_at=now)
         )
-        return await self._store.run(lambda connection: connection.execute(statement).rowcount > 0)
+
+        def act(connection: Connection) -> bool:
+            is_ours = connection.execute(statement).rowcount > 0
+            if is_ours and note is not None:
+                note.write(connection, replay_id)
+            return is_ours
+
+        return await self._store.run(act)
 
     async def concerns(self, replay: Replay, agent_type: str) -> bool:
         """Whether tasks of this agent type have been, or are to be, replayed."""

@@ -22,6 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from warren import cron
 from warren.errors import ConfigurationError
 from warren.store import Store
+from warren.store_audit import Note
 from warren.store_outbox import Parcel, body_of, waiting_row
 from warren.store_schema import fitting, schedules, tasks
 from warren_schemas import AMQP_PRIORITY, Priority, Task
@@ -89,7 +90,7 @@ class Schedules:
 
     # -- keeping them -------------------------------------------------------------------------------------
 
-    async def add(self, schedule: Schedule) -> Schedule:
+    async def add(self, schedule: Schedule, note: Note | None = None) -> Schedule:
         """Add a schedule, or change the one of its name, and return it as it is kept.
 
         Only a changed cron moves its next tick.
@@ -99,7 +100,14 @@ class Schedules:
         """
         cron.check(schedule.cron)
         task_of(schedule, self._clock())
-        kept = await self._surely(lambda connection: self._upsert(connection, schedule))
+
+        def act(connection: Connection) -> Schedule | None:
+            kept = self._upsert(connection, schedule)
+            if kept is not None and note is not None:
+                note.write(connection, kept.name)
+            return kept
+
+        kept = await self._surely(act)
         if kept is None:
             raise ConfigurationError(
                 f"the schedule {schedule.name!r} comes from its agent, which has every= in its code: "
@@ -107,11 +115,13 @@ class Schedules:
             )
         return kept
 
-    async def remove(self, name: str) -> bool:
+    async def remove(self, name: str, note: Note | None = None) -> bool:
         """Remove a schedule. False when there is none of this name."""
 
         def act(connection: Connection) -> bool:
             gone = connection.execute(delete(schedules).where(schedules.c.name == name))
+            if note is not None and gone.rowcount:
+                note.write(connection, name)
             return gone.rowcount > 0
 
         return await self._surely(act)

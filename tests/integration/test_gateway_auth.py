@@ -217,23 +217,33 @@ async def test_other_sites_change_nothing_with_a_browsers_session(
 async def test_what_is_done_is_written_down(front: Door) -> None:
     admin = await front.caller("root", "admin")
     task_id = await submit(admin)
-    await admin.delete(f"{API}/tasks/{task_id}")
-    await admin.post(f"{API}/agents/echo/pause")
+    for _ in range(3):  # only the first changes anything
+        await admin.delete(f"{API}/tasks/{task_id}")
+        await admin.post(f"{API}/agents/echo/pause")
     await admin.post(f"{API}/agents/echo/resume")
     await admin.post(f"{API}/dead-letters/discard", json={"wanted": {"agent_type": "echo"}})
     await admin.post(f"{API}/dead-letters/replay", json={"wanted": {"agent_type": "echo"}})
     made = (await admin.post(f"{API}/keys", json={"user_id": "ann", "role": "tenant"})).json()
-    await admin.delete(f"{API}/keys/{made['key_id']}")
+    for _ in range(2):
+        await admin.delete(f"{API}/keys/{made['key_id']}")
     first = (await admin.get(f"{API}/audit", params={"limit": 4})).json()
     rest = (await admin.get(f"{API}/audit", params={"before": first["next"]})).json()
     assert rest["next"] is None
     assert [row["action"] for row in first["rows"] + rest["rows"]][::-1] == [
-        "task.cancel", "agent.pause", "agent.resume", "dead.discard", "dead.replay",
-        "key.create", "key.revoke",
+        "task.cancel", "agent.pause", "agent.resume", "dead.replay", "key.create", "key.revoke",
     ]  # fmt: skip
     assert {row["user_id"] for row in first["rows"] + rest["rows"]} == {"root"}
     assert rest["rows"][-1]["subject"] == task_id
     assert made["secret"] not in str(first) + str(rest)
+
+
+async def test_the_local_key_and_its_end_are_written_down(front: Door) -> None:
+    async with front.gateway.local_key():
+        pass
+    admin = await front.caller("root", "admin")
+    end, start = (await admin.get(f"{API}/audit")).json()["rows"]
+    assert (start["action"], end["action"], end["actor_key_id"]) == ("key.create", "key.revoke", None)
+    assert start["subject"] == end["subject"]
 
 
 async def test_no_secret_is_logged(front: Door, capfd: pytest.CaptureFixture[str]) -> None:

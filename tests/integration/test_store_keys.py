@@ -1,4 +1,4 @@
-"""Keys, sessions and the audit, on SQLite and on PostgreSQL."""
+"""Keys and sessions, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -162,21 +162,6 @@ async def test_which_keys_are_valid(keys: Keys) -> None:
     revoked, _ = await keys.create("acme", "tenant")
     await keys.revoke(revoked.key_id)
     assert await keys.valid([good.key_id, old.key_id, revoked.key_id, "0" * 12]) == {good.key_id}
-
-
-async def test_the_audit_is_read_from_its_newest_row(store: Store) -> None:
-    audit = Audit(store)
-    for number in range(5):
-        await audit.write("0123456789ab", "acme", "task.cancel", f"task {number}", {"number": number})
-    await audit.write(None, "x" * 300, "key.create", "a\0b", None)
-    rows = await audit.list(3)
-    assert [row.details for row in rows] == [None, {"number": 4}, {"number": 3}]
-    assert (rows[0].actor_key_id, len(rows[0].user_id), rows[0].subject) == (None, 255, "a\\x00b")
-    assert [row.subject for row in await audit.list(10, before=rows[-1].audit_id)] == [
-        "task 2",
-        "task 1",
-        "task 0",
-    ]
 
 
 async def test_a_store_of_the_version_before_is_brought_up(tmp_path: Path) -> None:

@@ -138,12 +138,12 @@ async def metrics(backend: TheBackend) -> Response:
 @router.post(f"{API}/agents/{{agent_type}}/pause", summary="Pause an agent type", responses=problems())
 async def pause(agent_type: TheAgentType, backend: TheBackend, caller: TheCaller) -> Steered:
     """The fleet takes no more tasks of this type, also workers that start later. What runs goes on."""
-    await backend.note(caller, "agent.pause", agent_type)
-    return Steered(agent_type=agent_type, is_paused=True, changed=await backend.steering.pause(agent_type))
+    changed = await backend.steering.pause(agent_type, backend.note(caller, "agent.pause"))
+    return Steered(agent_type=agent_type, is_paused=True, changed=changed)
 
 
 @router.post(f"{API}/agents/{{agent_type}}/resume", summary="Resume an agent type", responses=problems())
 async def resume(agent_type: TheAgentType, backend: TheBackend, caller: TheCaller) -> Steered:
     """The fleet runs it again."""
-    await backend.note(caller, "agent.resume", agent_type)
-    return Steered(agent_type=agent_type, is_paused=False, changed=await backend.steering.resume(agent_type))
+    changed = await backend.steering.resume(agent_type, backend.note(caller, "agent.resume"))
+    return Steered(agent_type=agent_type, is_paused=False, changed=changed)

@@ -26,7 +26,7 @@ from warren.remembering import Remembering
 from warren.settings import Settings
 from warren.store_admission import Admission
 from warren.store_archive import Archive
-from warren.store_audit import Audit
+from warren.store_audit import Audit, Note
 from warren.store_keys import Keys
 from warren.topology import Names, topology
 from warren.tracing import Tracing
@@ -119,9 +119,9 @@ class Backend:
                 self._seen_at = time.monotonic()
             return self._sight
 
-    async def note(self, caller: Caller, action: str, subject: str, details: JsonValue = None) -> None:
-        """Write down who does what. Before it is done: nothing happens without a row."""
-        await self.audit.write(caller.key_id, caller.user_id, action, subject, details)
+    def note(self, caller: Caller, action: str, details: JsonValue = None) -> Note:
+        """Who does what: the store writes it down together with what is done, or does neither."""
+        return Note(caller.key_id, caller.user_id, action, details)
 
     async def store_state(self) -> PartState:
         """Whether the store answers, or did a second ago: anybody may ask this."""

@@ -212,10 +212,8 @@ async def replay(wanted: ReplayIn, response: Response, backend: TheBackend, call
         keep_going=wanted.keep_going,
         timeout=wanted.timeout_s,
     )
-    begun = await engine.begin(backend.store, plan)
-    await backend.note(
-        caller, "dead.replay", begun.replay_id, wanted.model_dump(mode="json", exclude={"edit"})
-    )
+    note = backend.note(caller, "dead.replay", wanted.model_dump(mode="json", exclude={"edit"}))
+    begun = await engine.begin(backend.store, plan, note)
     backend.carrier.start(begun)
     response.headers["Location"] = f"{API}/dead-letters/replays/{begun.replay_id}"
     return await _view(backend, begun)
@@ -239,10 +237,9 @@ async def resume(replay_id: UUID, backend: TheBackend, caller: TheCaller) -> Rep
     if backend.carrier.carries(str(replay_id)):
         raise ProblemError(409, f"replay {replay_id} is being carried out right now")
     try:
-        going_on = await engine.resumable(backend.store, str(replay_id))
+        going_on = await engine.resumable(backend.store, str(replay_id), backend.note(caller, "dead.resume"))
     except ConfigurationError as error:
         raise ProblemError(409, str(error)) from error
-    await backend.note(caller, "dead.resume", going_on.replay_id)
     backend.carrier.start(going_on)
     return await _view(backend, going_on)
 
@@ -251,8 +248,8 @@ async def resume(replay_id: UUID, backend: TheBackend, caller: TheCaller) -> Rep
 async def discard(wanted: DiscardIn, backend: TheBackend, caller: TheCaller) -> Discarded:
     """For good: what they were to do is deleted."""
     meant = wanted.filter()
-    await backend.note(caller, "dead.discard", "dead letters", wanted.model_dump(mode="json"))
-    return Discarded(discarded=await DeadIndex(backend.store).discard(meant, wanted.limit))
+    note = backend.note(caller, "dead.discard", wanted.model_dump(mode="json"))
+    return Discarded(discarded=await DeadIndex(backend.store).discard(meant, wanted.limit, note))
 
 
 async def _found(backend: TheBackend, replay_id: UUID) -> Replay:

@@ -76,9 +76,10 @@ async def make_key(new: NewKey, backend: TheBackend, caller: TheCaller) -> MadeK
     expires_at = None if new.expires_at is None else new.expires_at.timestamp()
     if new.expires_at is not None and new.expires_at <= datetime.now(UTC):
         raise ProblemError(422, f"expires_at {new.expires_at.isoformat()} has passed already")
-    key, secret = await backend.keys.create(new.user_id, new.role, expires_at)
-    details: JsonValue = {"user_id": key.user_id, "role": key.role, "expires_at": key.expires_at}
-    await backend.note(caller, "key.create", key.key_id, details)
+    note = backend.note(
+        caller, "key.create", {"user_id": new.user_id, "role": new.role, "expires_at": expires_at}
+    )
+    key, secret = await backend.keys.create(new.user_id, new.role, expires_at, note)
     return MadeKey(**_view(key), secret=secret)
 
 
@@ -87,8 +88,7 @@ async def revoke_key(
     key_id: Annotated[str, Path(max_length=64)], backend: TheBackend, guests: TheGuests, caller: TheCaller
 ) -> None:
     """End a key and its sessions: here at once, in other gateways within two seconds."""
-    await backend.note(caller, "key.revoke", key_id)
-    revoked = await backend.keys.revoke(key_id)
+    revoked = await backend.keys.revoke(key_id, backend.note(caller, "key.revoke"))
     guests.forget()
     if not revoked:
         raise not_found(f"there is no key {key_id}, or it was revoked before")

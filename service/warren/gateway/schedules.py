@@ -76,8 +76,7 @@ async def add(wanted: ScheduleIn, backend: TheBackend, caller: TheCaller) -> Sch
     cron.check(wanted.cron)
     # Without the payload: whoever reads the audit need not read that.
     details = wanted.model_dump(mode="json", exclude={"payload"}) | {"payload_bytes": len(payload)}
-    await backend.note(caller, "schedule.add", wanted.name, details)
-    return _view(await Schedules(backend.store).add(schedule))
+    return _view(await Schedules(backend.store).add(schedule, backend.note(caller, "schedule.add", details)))
 
 
 @router.delete("/{name}", summary="Remove a schedule", status_code=204, responses=problems(404, 409))
@@ -91,8 +90,7 @@ async def remove(
         raise not_found(f"there is no schedule {name}")
     if found.made_by == "agent":
         raise ProblemError(409, f"the schedule {name} comes from its agent: take every= out of its code")
-    await backend.note(caller, "schedule.remove", name)
-    await schedules.remove(name)
+    await schedules.remove(name, backend.note(caller, "schedule.remove"))
 
 
 def _view(schedule: Schedule) -> ScheduleView:

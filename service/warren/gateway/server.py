@@ -19,6 +19,7 @@ from warren.gateway.app import create_app
 from warren.gateway.backend import Backend
 from warren.gateway.sessions import LINK_TIME
 from warren.settings import Settings
+from warren.store_audit import Note
 
 log = structlog.get_logger(__name__)
 
@@ -65,12 +66,12 @@ class Gateway:
         Gives an address that logs a browser in, once, within ten minutes.
         """
         backend, until = self._backend, time.time() + self._backend.settings.gateway_session_time
-        key, _ = await backend.keys.create(LOCAL_USER, "admin", until)
-        await backend.audit.write(None, LOCAL_USER, "key.create", key.key_id, {"role": key.role})
+        made = Note(None, LOCAL_USER, "key.create", {"role": "admin", "expires_at": until})
+        key, _ = await backend.keys.create(LOCAL_USER, "admin", until, made)
         try:
             yield f"{self.address}/login?token={await backend.keys.login_link(key.key_id, LINK_TIME)}"
         finally:
-            await backend.keys.revoke(key.key_id)
+            await backend.keys.revoke(key.key_id, Note(None, LOCAL_USER, "key.revoke"))
 
     async def serve(self) -> None:
         """Serve until `stop`. Raises what ends one of the loops behind it, for example AccessRefused."""

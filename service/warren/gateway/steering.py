@@ -15,6 +15,7 @@ from warren.client_control import answer_to
 from warren.control import Command, control_message
 from warren.errors import BrokerError
 from warren.loops import Loops
+from warren.store_audit import Note
 from warren.store_control import Board, Cancelled
 from warren.topology import Names
 
@@ -22,14 +23,17 @@ log = structlog.get_logger(__name__)
 
 
 class Steering:
-    """Cancels tasks, pauses and resumes agent types. Raises StoreUnavailable."""
+    """Cancels tasks, pauses and resumes agent types; notes are written where something changes.
+
+    Raises StoreUnavailable.
+    """
 
     def __init__(self, board: Board, publisher: Publisher, names: Names, loops: Loops) -> None:
         self._board, self._publisher, self._names, self._loops = board, publisher, names, loops
 
-    async def cancel(self, task_id: UUID) -> Cancelled:
+    async def cancel(self, task_id: UUID, note: Note) -> Cancelled:
         """Cancel a task, wherever it is. One that has ended stays as it ended."""
-        decided = await self._board.cancel(task_id)
+        decided = await self._board.cancel(task_id, note)
         if not decided.had_ended:
             self._tell(control_message(Command(action="cancel", task_id=task_id), self._names))
             answer = answer_to(task_id, decided)
@@ -37,15 +41,15 @@ class Steering:
                 self._tell(answer)
         return decided
 
-    async def pause(self, agent_type: str) -> bool:
+    async def pause(self, agent_type: str, note: Note) -> bool:
         """Have the fleet stop running an agent type. False: it was paused already."""
-        changed = await self._board.pause(agent_type)
+        changed = await self._board.pause(agent_type, note)
         self._tell(control_message(Command(action="pause", agent_type=agent_type), self._names))
         return changed
 
-    async def resume(self, agent_type: str) -> bool:
+    async def resume(self, agent_type: str, note: Note) -> bool:
         """Have the fleet run an agent type again. False: it was not paused."""
-        changed = await self._board.resume(agent_type)
+        changed = await self._board.resume(agent_type, note)
         self._tell(control_message(Command(action="resume", agent_type=agent_type), self._names))
         return changed
 

@@ -139,8 +139,7 @@ async def cancel(task_id: UUID, backend: TheBackend, caller: TheCaller) -> Cance
     """
     if caller.is_tenant:
         await find(backend, caller, task_id)
-    await backend.note(caller, "task.cancel", str(task_id))
-    decided = await backend.steering.cancel(task_id)
+    decided = await backend.steering.cancel(task_id, backend.note(caller, "task.cancel"))
     if decided.had_ended and decided.before != "cancelled":
         raise ProblemError(409, f"task {task_id} has ended before: {decided.before}", before=decided.before)
     return CancelledTask(task_id=task_id, before=decided.before)
