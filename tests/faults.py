@@ -6,7 +6,7 @@ import asyncio
 import os
 import pty
 import sys
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ from warren_schemas import DeadLetterHeaders, Result
 
 Logs = list[MutableMapping[str, Any]]
 
+WARREN = (sys.executable, "-m", "warren.cli")
 PASSWORD = "do-not-print-me"
 
 
@@ -143,24 +144,38 @@ async def cli(*args: str, stdin: str | None = None, **environment: str) -> tuple
 
 async def start_cli(*args: str, **environment: str) -> asyncio.subprocess.Process:
     """Start the command `warren` with nothing of Warren in its environment but this."""
-    given = {name: value for name, value in os.environ.items() if not name.startswith("WARREN_")}
-    given["WARREN_STORE_URL"] = "none"
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "warren.cli", *args,
-        stdin=pipe, stdout=pipe, stderr=pipe, env={**given, **environment},
-    )  # fmt: skip
+        *WARREN, *args, stdin=pipe, stdout=pipe, stderr=pipe, env=_given(environment)
+    )
+
+
+def _given(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a command: of what is named after Warren only this."""
+    given = {name: value for name, value in os.environ.items() if not name.startswith("WARREN_")}
+    return {**given, "WARREN_STORE_URL": "none", **environment}
+
+
+async def cli_into_nothing(*args: str, **environment: str) -> tuple[int, str]:
+    """Run the command `warren` with nobody at the other end of its standard output: exit code and errors."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await asyncio.create_subprocess_exec(
+        *WARREN, *args, stdout=writing, stderr=asyncio.subprocess.PIPE, env=_given(environment)
+    )
+    os.close(writing)
+    _, err = await process.communicate()
+    return process.returncode or 0, err.decode()
 
 
 async def at_a_terminal(*args: str, answer: str, **environment: str) -> tuple[int, str]:
     """Run the command `warren` at a terminal of its own: its exit code, and what is to be read there."""
-    given = {name: value for name, value in os.environ.items() if not name.startswith("WARREN_")}
     ours, theirs = pty.openpty()
     os.write(ours, answer.encode())
+    given = _given({"COLUMNS": "200", **environment})
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "warren.cli", *args,
-        stdin=theirs, stdout=theirs, stderr=theirs, env={**given, "COLUMNS": "200", **environment},
-    )  # fmt: skip
+        *WARREN, *args, stdin=theirs, stdout=theirs, stderr=theirs, env=given
+    )
     os.close(theirs)
     shown = await asyncio.to_thread(_read_to_the_end, ours)
     os.close(ours)

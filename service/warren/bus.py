@@ -33,6 +33,7 @@ from aiormq.exceptions import (
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from warren import bus_lenient
+from warren.bus_outage import Rarely
 from warren.errors import AccessRefused, BrokerUnavailable, NotDeclared, QueueMismatch
 from warren.loops import is_cancelled
 from warren.settings import Settings, without_password
@@ -139,6 +140,7 @@ class Connection:
         self._closing = False
         self._opened_at = 0.0
         self._short_lives = 0
+        self._telling = Rarely()
         self.reconnects = -1  # the first connect is none
         self._server_properties: dict[str, Any] = {}
         self._profile: Profile = "classic"
@@ -197,9 +199,12 @@ class Connection:
             before_sleep=self._tell,
         )
         await retrying(self.open)
+        self._telling = Rarely()
         log.info("broker.connected", connection=self.name, broker=without_password(self.url))
 
     def _tell(self, state: RetryCallState) -> None:
+        if not self._telling.is_time(asyncio.get_running_loop().time()):
+            return
         error = state.outcome.exception() if state.outcome else None
         wait = state.next_action.sleep if state.next_action else 0.0
         log.warning("broker.unavailable", connection=self.name, error=str(error), again_in_s=round(wait, 1))
@@ -217,6 +222,7 @@ class Connection:
                 with suppress(*LOST):
                     await self._outer.close()  # lost, it still has to be told; see `open`
             if not self._closing:
+                self._telling.is_time(asyncio.get_running_loop().time())  # now: what follows can wait
                 log.warning("broker.lost", connection=self.name, broker=without_password(self.url))
                 await self._pause()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -29,7 +30,7 @@ from warren import (
     tracing,
 )
 from warren.agents import Warren
-from warren.cli_shared import err, out, read_settings
+from warren.cli_shared import err, examples, out, read_settings
 from warren.client import Client
 from warren.errors import ConfigurationError, WarrenError
 from warren.failure import what_does_not_fit
@@ -127,7 +128,7 @@ def worker(app: APP) -> None:
     runtime.run(runtime.work(application, settings, broker.locate(settings).url))
 
 
-@cli.command(epilog="Examples: warren events 'health.#'   |   warren events 'task.*.dead' --json")
+@cli.command(epilog=examples("warren events 'health.#'", "warren events 'task.*.dead' --json"))
 def events(
     pattern: Annotated[str, typer.Argument(help="Topic pattern: * is one word, # any number of them.")] = "#",
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
@@ -191,7 +192,11 @@ def schema(
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 Ctrl-C."""
+    """Run the command line.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 124 not done in time, 130 Ctrl-C, 141 whoever
+    read its output has gone.
+    """
     try:
         cli()
     except KeyboardInterrupt:
@@ -205,6 +210,9 @@ def main() -> None:
     except WarrenError as error:
         err.print(f"[red]Error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
+    finally:
+        # What is left is the interpreter's end: a Ctrl-C that it met there would print a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Final
 
 import typer
 from pydantic_core import from_json, to_json
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -36,7 +35,7 @@ from warren.cli_dead_options import (
     store_of,
     wanted,
 )
-from warren.cli_shared import err, out, valid_id
+from warren.cli_shared import err, examples, out, print_line, print_wide, valid_id
 from warren.errors import WarrenError
 from warren.store import Store
 from warren.store_dead import NOT_READ_YET, DeadIndex, DeadLetter, DeadTask, Filter, Group
@@ -44,7 +43,7 @@ from warren.store_dead import NOT_READ_YET, DeadIndex, DeadLetter, DeadTask, Fil
 cli = typer.Typer(
     help="Look at dead letters, replay them, discard them.",
     no_args_is_help=True,
-    epilog="Example: warren dead groups --since 2h, then warren dead replay --group 9f86d081884c7d65",
+    epilog=examples("warren dead groups --since 2h", "warren dead replay --group 9f86d081884c7d65"),
 )
 cli.command("replay", epilog=cli_dead_replay.EXAMPLES)(cli_dead_replay.replay)
 
@@ -101,7 +100,7 @@ def _print_tasks(found: Sequence[DeadTask], total: int) -> None:
                 _told(task.died_at),
                 _error(task),
             )
-        Console(width=max(out.width, TABLE_WIDTH)).print(table)
+        print_wide(table, TABLE_WIDTH)
     out.print(f"{len(found)} of {total} dead letters")
 
 
@@ -139,7 +138,7 @@ def _print_groups(found: Sequence[Group]) -> None:
             escape(group.fingerprint), str(group.count), escape(", ".join(group.agent_types)), *seen, sample
         )
     if found:
-        Console(width=max(out.width, TABLE_WIDTH)).print(table)
+        print_wide(table, TABLE_WIDTH)
     else:
         out.print("no dead letters")
 
@@ -204,7 +203,7 @@ def export(
 async def _export(store: Store, selected: Filter) -> None:
     async with store:
         async for letter in DeadIndex(store).export(selected):
-            typer.echo(to_json(_as_json(letter)))
+            print_line(to_json(_as_json(letter)))
 
 
 @cli.command(epilog="Example: warren dead discard --reason expired --before 30d")
@@ -268,7 +267,7 @@ def _told(moment: datetime) -> str:
 
 def _print_json(objects: Any) -> None:
     for one in objects:
-        typer.echo(to_json(one))
+        print_line(to_json(one))
 
 
 def _as_json(letter: DeadLetter) -> dict[str, Any]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from warren.cli_dead_options import ask
-from warren.cli_shared import connected, err, out
+from warren.cli_shared import connected, err, out, print_wide
 from warren.dead_letters import DeadLetter, DeadLetters, Selection
 from warren.errors import InvalidTask, PublishError, WarrenError
 from warren.settings import Settings
@@ -34,7 +33,7 @@ async def list_(settings: Settings, selection: Selection, *, as_json: bool) -> N
                 table.add_row(*_row(letter))
     if not as_json:
         if shown:
-            Console(width=max(out.width, TABLE_WIDTH)).print(table)
+            print_wide(table, TABLE_WIDTH)
         out.print(f"{shown} of {total} dead letters")
 
 

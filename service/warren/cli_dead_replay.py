@@ -35,7 +35,7 @@ from warren.cli_dead_options import (
     store_of,
     wanted,
 )
-from warren.cli_shared import err, out, parse_duration, valid_id
+from warren.cli_shared import err, examples, out, parse_duration, valid_id
 from warren.client import Client
 from warren.errors import BrokerError, ConfigurationError, StoreUnavailable
 from warren.settings import Settings
@@ -44,10 +44,10 @@ from warren.store_dead import DeadIndex, Filter
 from warren.store_replay import Plan, Replay
 from warren_schemas import Event
 
-EXAMPLES: Final = (
-    "Examples: warren dead replay --group 9f86d081884c7d65 --rate 20/s   |   "
-    'warren dead replay 01932c07-4d10-7a52-9c3e-b1f0a8d47e66 --edit \'{"url": "https://example.com"}\'   |   '
-    "warren dead replay --resume 01932c07"
+EXAMPLES: Final = examples(
+    "warren dead replay --group 9f86d081884c7d65 --rate 20/s",
+    """warren dead replay 01932c07-4d10-7a52-9c3e-b1f0a8d47e66 --edit '{"url": "https://example.com"}'""",
+    "warren dead replay --resume 01932c07",
 )
 CANARY = Annotated[
     int, typer.Option(min=0, help="Replay so many first, and stop if one fails the same way; 0: none.")

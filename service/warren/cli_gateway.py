@@ -13,14 +13,14 @@ import typer
 from rich.markup import escape
 
 from warren import broker, runtime, tracing
-from warren.cli_shared import err, read_settings
+from warren.cli_shared import err, examples, read_settings
 from warren.errors import ConfigurationError
 from warren.settings import Settings
 
 if TYPE_CHECKING:
     from warren.gateway.server import Gateway
 
-EXAMPLES: Final = "Examples: warren gateway   |   warren gateway --host 0.0.0.0 --port 80"
+EXAMPLES: Final = examples("warren gateway", "warren gateway --host 0.0.0.0 --port 80")
 MISSING: Final = "the gateway's packages are not installed: pip install 'warren[gateway]'"
 NEEDED: Final = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")
 
@@ -63,12 +63,14 @@ async def _serve(settings: Settings, url: str, host: str, port: int) -> None:
 
 
 @asynccontextmanager
-async def _opened(settings: Settings, url: str, host: str, port: int) -> AsyncIterator[Gateway]:
+async def _opened(
+    settings: Settings, url: str, host: str, port: int, *, brings_key: bool = False
+) -> AsyncIterator[Gateway]:
     if not is_installed():
         raise ConfigurationError(MISSING)
     from warren.gateway.server import opened  # noqa: PLC0415 - of the extra
 
-    async with opened(settings, url, host, port) as gateway:
+    async with opened(settings, url, host, port, brings_key=brings_key) as gateway:
         yield gateway
 
 
@@ -81,7 +83,7 @@ async def beside_a_worker(settings: Settings, url: str) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         try:
             address = settings.gateway_host, settings.gateway_port
-            gateway = await stack.enter_async_context(_opened(settings, url, *address))
+            gateway = await stack.enter_async_context(_opened(settings, url, *address, brings_key=True))
         except ConfigurationError as error:
             hint = "WARREN_GATEWAY_PORT is its port, --no-gateway does without"
             err.print(f"no gateway: {escape(str(error))} ({hint})", soft_wrap=True, highlight=False)

@@ -8,12 +8,11 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, cast, get_args
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from warren import runtime
-from warren.cli_shared import err, find_store, out, parse_duration, read_settings
+from warren.cli_shared import err, examples, find_store, out, parse_duration, print_wide, read_settings
 from warren.errors import ConfigurationError, WarrenError
 from warren.store import Store
 from warren.store_audit import Note
@@ -22,16 +21,19 @@ from warren.store_keys import Key, Keys, Role
 cli = typer.Typer(
     help="Keys of the gateway: whoever has the secret of one comes in as its user.",
     no_args_is_help=True,
-    epilog="Examples: warren key create --user acme --expires 30d   |   warren key list"
-    "   |   warren key revoke 3f9c01d27ab4",
+    epilog=examples(
+        "warren key create --user acme --expires 30d", "warren key list", "warren key revoke 3f9c01d27ab4"
+    ),
 )
 
 TABLE_WIDTH = 120  # columns at least: rather wrapped by the terminal than an id that cannot be copied
 
 
 @cli.command(
-    epilog="Examples: warren key create --user acme --expires 30d"
-    "   |   warren key create --user alice --role admin > alice.key"
+    epilog=examples(
+        "warren key create --user acme --expires 30d",
+        "warren key create --user alice --role admin > alice.key",
+    )
 )
 def create(
     user: Annotated[str, typer.Option(metavar="USER", help="Whose key it is: the user_id of its tasks.")],
@@ -97,7 +99,7 @@ def list_(
         row = (one.key_id, one.user_id, one.role, _shown(one.created_at), _until(one))
         table.add_row(*(escape(cell) for cell in row))
     if found:
-        Console(width=max(out.width, TABLE_WIDTH)).print(table)
+        print_wide(table, TABLE_WIDTH)
     out.print(f"{len(found)} keys")
 
 

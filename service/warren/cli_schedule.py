@@ -9,12 +9,11 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from warren import cron, runtime
-from warren.cli_shared import find_store, out, parse_json, read_settings
+from warren.cli_shared import examples, find_store, out, parse_json, print_wide, read_settings
 from warren.errors import ConfigurationError, WarrenError
 from warren.failure import what_does_not_fit
 from warren.settings import Settings
@@ -26,8 +25,11 @@ from warren_schemas import AGENT_TYPE_PATTERN, Priority
 cli = typer.Typer(
     help="Recurring tasks: one task at each tick of a cron expression, in the whole fleet. Times are UTC.",
     no_args_is_help=True,
-    epilog="""Examples: warren schedule add nightly report '0 3 * * *' --payload '{"days": 1}'"""
-    "   |   warren schedule list   |   warren schedule remove nightly",
+    epilog=examples(
+        """warren schedule add nightly report '0 3 * * *' --payload '{"days": 1}'""",
+        "warren schedule list",
+        "warren schedule remove nightly",
+    ),
 )
 
 TABLE_WIDTH = 120  # columns at least: rather wrapped by the terminal than a name that cannot be copied
@@ -36,8 +38,10 @@ NAME = Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name."
 
 
 @cli.command(
-    epilog="""Examples: warren schedule add nightly report '0 3 * * *' --payload '{"days": 1}'"""
-    "   |   warren schedule add poll fetch '* * * * * */10' --priority low"
+    epilog=examples(
+        """warren schedule add nightly report '0 3 * * *' --payload '{"days": 1}'""",
+        "warren schedule add poll fetch '* * * * * */10' --priority low",
+    )
 )
 def add(
     name: NAME,
@@ -113,7 +117,7 @@ def list_(
         row = (one.name, one.agent_type, one.cron, _shown(one.next_at), _shown(one.last_at), one.made_by)
         table.add_row(*(escape(cell) for cell in row))
     if found:
-        Console(width=max(out.width, TABLE_WIDTH)).print(table)
+        print_wide(table, TABLE_WIDTH)
     out.print(f"{len(found)} recurring tasks")
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final, NoReturn
 from uuid import UUID
 
+import typer
 from pydantic import ValidationError
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from warren import broker
 from warren.bus import Connection
@@ -20,10 +23,44 @@ from warren.loops import Loops
 from warren.settings import Settings
 from warren.store import Store
 
-out = Console()
-err = Console(stderr=True)
+READER_GONE: Final = 128 + signal.SIGPIPE  # the exit status that a shell gives whom SIGPIPE ended
+WIDEST: Final = 10_000  # columns of what is no terminal: nothing is cut off
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        """Whoever read this has gone (`| head`): end without a word, as SIGPIPE ends other programs."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # or the last flush of the interpreter would complain
+        os.dup2(nowhere, self.file.fileno())
+        raise SystemExit(READER_GONE)
+
+
+out = _Console()
+err = _Console(stderr=True)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's help: an example a line."""
+    return "\n".join(["Examples:", *commands])
+
+
+def print_line(line: bytes) -> None:
+    """Print a line that may be long, as it is."""
+    try:
+        typer.echo(line)
+    except BrokenPipeError:
+        out.on_broken_pipe()
+
+
+def print_wide(shown: RenderableType, at_least: int = 0) -> None:
+    """Print what has columns, so wide at least: rather wrapped by the terminal than a name cut off.
+
+    What is no terminal gets it as wide as it is.
+    """
+    _Console(width=max(out.width, at_least if out.is_terminal else WIDEST)).print(shown)
 
 
 def read_settings() -> Settings:

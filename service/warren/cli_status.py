@@ -14,14 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from warren import broker, runtime
-from warren.cli_shared import err, out, read_settings
+from warren.cli_shared import err, examples, out, print_wide, read_settings
 from warren.client import Client
 from warren.loops import Loops
 from warren.overview import AgentTypeLine, Overview, WorkerLine, overview
 from warren.peers import RATES, Peers
 from warren.settings import MIB, Settings
 
-EXAMPLES: Final = "Examples: warren status   |   warren status --once   |   warren status --once --json"
+EXAMPLES: Final = examples("warren status", "warren status --once", "warren status --once --json")
 REFRESH: Final = 1.0  # seconds between two looks
 # With --once: a little more than a heartbeat interval, so that every worker is heard.
 ONCE_INTERVALS: Final = 1.2
@@ -43,7 +43,8 @@ def status(
 ) -> None:
     """Show workers, agent types, queue depths, breakers and rates, live until Ctrl-C.
 
-    With --once, exit status 1 when no worker was heard.
+    What is no terminal gets it once, as with --once, unless --json. Once: exit status 1 when no worker was
+    heard.
     """
     settings = read_settings()
     runtime.configure_logging(settings)
@@ -55,16 +56,14 @@ async def _status(settings: Settings, *, once: bool, json: bool) -> bool:
     """False when nobody was heard."""
     peers = Peers(settings.heartbeat_interval)
     async with Client(broker.locate(settings).url, settings=settings) as client:
-        if once:
+        if once or not (json or out.is_terminal):
             return await _look_once(client, peers, settings, json=json)
         async with Loops() as loops:
             loops.start("heartbeats", _follow(client, peers))
             if json:
-                loops.start("lines", _repeat(lambda: _print_json(_look(peers))))
-                await loops.watch()
+                await _repeat(lambda: _print_json(_look(peers)), loops)
             with Live(console=out, auto_refresh=False) as live:
-                loops.start("screen", _repeat(lambda: live.update(_screen(_look(peers)), refresh=True)))
-                await loops.watch()
+                await _repeat(lambda: live.update(_screen(_look(peers)), refresh=True), loops)
     return True
 
 
@@ -85,7 +84,7 @@ async def _look_once(client: Client, peers: Peers, settings: Settings, *, json: 
     if json:
         _print_json(seen)
     else:
-        out.print(_screen(seen))
+        print_wide(_screen(seen))
     return True
 
 
@@ -95,10 +94,13 @@ async def _follow(client: Client, peers: Peers) -> None:
         peers.take(event, loop.time())
 
 
-async def _repeat(show: Callable[[], None]) -> None:
+async def _repeat(show: Callable[[], None], loops: Loops) -> None:
+    """Show it again and again, until a loop fails."""
     while True:
         show()
-        await asyncio.sleep(REFRESH)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REFRESH):
+                await loops.watch()
 
 
 def _look(peers: Peers) -> Overview:

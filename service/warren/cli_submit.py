@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from warren import broker, runtime, tracing
-from warren.cli_shared import err, out, parse_duration, parse_json, read_settings
+from warren.cli_shared import err, examples, out, parse_duration, parse_json, read_settings
 from warren.cli_waiting import Explaining
 from warren.client import Client, make_task
 from warren.errors import ConfigurationError, QueueFull, WarrenError
@@ -26,10 +26,10 @@ from warren.loops import Loops
 from warren.settings import Settings
 from warren_schemas import Result, Task
 
-EXAMPLES = (
-    """Examples: warren submit greet --payload '{"name": "Ada"}' --wait"""
-    """   |   warren submit greet --file tasks.jsonl --wait > results.jsonl"""
-    """   |   warren submit report --payload null --delay 2h --idempotency-key monday"""
+EXAMPLES: Final = examples(
+    """warren submit greet --payload '{"name": "Ada"}' --wait""",
+    "warren submit greet --file tasks.jsonl --wait --wait-limit 10m > results.jsonl",
+    "warren submit report --payload null --delay 2h --idempotency-key monday",
 )
 CHUNK = 1000  # tasks submitted before the progress bar moves
 AT_ONCE = 500  # tasks whose results are awaited at once

@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 from tests.faults import PASSWORD, Logs, counting_app, declared, echo_app, logged, proxy_of, running, user
 from tests.rig import Rig, eventually
 
-from warren import Warren
+from warren import Settings, Warren
+from warren.bus import Connection
 from warren.client import make_task
 from warren.errors import (
     AccessRefused,
@@ -127,6 +128,24 @@ async def test_a_worker_waits_for_the_broker_and_then_works(rig: Rig) -> None:
                 worker.stop()
                 await work
         assert logged(logs, "broker.awaited")
+
+
+async def test_a_broker_that_stays_away_is_not_told_at_every_attempt() -> None:
+    attempts = 0
+
+    def refuse(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        attempts += 1
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        settings = Settings(reconnect_max_delay=0.05)
+        connection = Connection(settings, f"amqp://127.0.0.1:{port}/", "lonely")
+        with capture_logs() as logs:
+            async with running(connection.supervise):
+                await eventually(lambda: attempts >= 8, "it tries again and again")
+    assert [entry["connection"] for entry in logged(logs, "broker.unavailable")] == ["lonely"]
 
 
 async def test_a_stopped_broker_loses_no_task_and_runs_none_twice(rig: Rig) -> None:

@@ -9,8 +9,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.faults import cli, cli_environment, declared, echo_app, start_cli
+from tests.faults import cli, cli_environment, cli_into_nothing, declared, echo_app, start_cli
+from tests.integration.test_store_replay import dead
 from tests.rig import Rig, eventually
+
+from warren.store import Store
+from warren.store_letters import Letters
 
 SECRET = "do-not-print-me"
 NOWHERE = {"WARREN_AMQP_URL": f"amqp://somebody:{SECRET}@127.0.0.1:9/"}
@@ -146,6 +150,15 @@ async def test_the_schemas_are_printed(tmp_path: Path) -> None:
     assert all(Path(line).is_file() for line in out.splitlines())
 
 
+async def test_whoever_reads_may_go_at_any_time(tmp_path: Path) -> None:
+    environment = {"WARREN_STORE_URL": f"sqlite:///{tmp_path / 'store.db'}"}
+    async with Store(environment["WARREN_STORE_URL"]) as store:
+        await Letters(store).take_in([dead(1)])
+    for command in (["schema"], ["key", "list"], ["dead", "list"], ["dead", "export"]):
+        code, err = await cli_into_nothing(*command, **environment)
+        assert (code, err) == (128 + signal.SIGPIPE, ""), command
+
+
 # --- with a broker ----------------------------------------------------------------------------------------
 
 
@@ -245,6 +258,14 @@ async def test_waiting_behind_a_breaker_or_a_pause_says_so(rig: Rig) -> None:
             waiting.send_signal(signal.SIGINT)
             await waiting.communicate()
             assert waiting.returncode == 130
+
+
+async def test_a_status_that_nobody_reads_any_more_ends_without_a_word(rig: Rig) -> None:
+    await declared(rig, echo_app())
+    for command in (["status", "--json"], ["events"]):
+        async with rig.worker(echo_app()):
+            code, err = await cli_into_nothing(*command, **cli_environment(rig))
+        assert (code, err.removeprefix("listening to #; Ctrl-C ends\n")) == (128 + signal.SIGPIPE, "")
 
 
 async def test_the_doctor_is_content_and_then_finds_a_mismatch(rig: Rig, app_file: Path) -> None:

@@ -30,8 +30,9 @@ async def test_it_shows_the_fleet_once(rig: Rig) -> None:
         await eventually(lambda: one.running == 2, "two tasks run, three wait")
         one.lanes["echo"].valve.adopt_open("elsewhere", "for a look at it")
         where = cli_environment(rig, WARREN_HEARTBEAT_INTERVAL="1")
+        # What is no terminal has no width that anything could be cut at, and gets it once.
         (code, out, err), (text_code, text, _) = await asyncio.gather(
-            cli("status", "--once", "--json", **where), cli("status", "--once", COLUMNS="200", **where)
+            cli("status", "--once", "--json", **where), cli("status", COLUMNS="40", **where)
         )
         assert (code, err) == (0, "")
         [seen] = [json.loads(line) for line in out.splitlines()]

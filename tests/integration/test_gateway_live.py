@@ -377,13 +377,13 @@ async def test_warren_up_serves_it_with_a_login_link(rig: Rig, store_url: str, t
     where = cli_environment(rig, WARREN_STORE_URL=store_url, WARREN_GATEWAY_PORT="0")
     process = await start_cli("up", f"{module}:app", **where)
     assert process.stderr is not None
-    link = ""
+    link, before = "", b""
     async with asyncio.timeout(PATIENCE):
         while not link:
-            found = re.search(
-                rb"log in, once, within ten minutes: (http://\S+)", await process.stderr.readline()
-            )
+            before += await process.stderr.readline()
+            found = re.search(rb"log in, once, within ten minutes: (http://\S+)\n", before)
             link = found[1].decode() if found else ""
+    assert b"gateway.no_key" not in before, "it makes a key of its own"
     async with httpx.AsyncClient(follow_redirects=True) as browser:
 
         async def logged_in() -> Any:

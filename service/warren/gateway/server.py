@@ -93,8 +93,12 @@ class Gateway:
 
 
 @asynccontextmanager
-async def opened(settings: Settings, url: str, host: str, port: int) -> AsyncIterator[Gateway]:
+async def opened(
+    settings: Settings, url: str, host: str, port: int, *, brings_key: bool = False
+) -> AsyncIterator[Gateway]:
     """A gateway at this address, not serving yet. A store that is not there yet is waited for.
+
+    `brings_key`: whoever opens it makes a key at once, so that nobody need be told that there is none.
 
     Raises StoreUnusable, and ConfigurationError for an address that cannot be had, where others can reach it
     and there is no key, and where the settings name no store.
@@ -104,7 +108,7 @@ async def opened(settings: Settings, url: str, host: str, port: int) -> AsyncIte
         is_local = is_loopback(listening.getsockname()[0])
         async with Backend.open(settings, url) as backend:
             if not await backend.keys.any_valid():
-                _tell_of_no_key(host, is_local=is_local)
+                _tell_of_no_key(host, is_local=is_local, brings_key=brings_key)
             yield Gateway(backend, listening, is_local=is_local)
     finally:
         listening.close()
@@ -115,11 +119,12 @@ def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
-def _tell_of_no_key(host: str, *, is_local: bool) -> None:
+def _tell_of_no_key(host: str, *, is_local: bool, brings_key: bool) -> None:
     hint = "make one with `warren key create --user NAME --role admin`"
     if not is_local:
         raise ConfigurationError(f"there is no key, and {host} can be reached from elsewhere: {hint} first")
-    log.warning("gateway.no_key", hint=f"nobody can come in: {hint}")
+    if not brings_key:
+        log.warning("gateway.no_key", hint=f"nobody can come in: {hint}")
 
 
 def _bound(host: str, port: int) -> socket.socket:
