@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -135,6 +136,16 @@ class Settings(BaseSettings):
         url = urlsplit(value.get_secret_value())
         if url.scheme not in {"amqp", "amqps"} or not url.hostname:
             raise ValueError("must look like amqp://user:password@host:5672/vhost or amqps://…")
+        return value
+
+    @field_validator("gateway_trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        for name in value.split(",") if value not in ("", "*") else ():
+            try:
+                ip_network(name.strip())
+            except ValueError as error:
+                raise ValueError(f"{name.strip()!r} is no address or network: {error}") from error
         return value
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from typing import Any, Final, Self, TypeAlias
 from uuid import UUID
 
 from pydantic_core import to_json
-from sqlalchemy import ARRAY, BigInteger, Connection, and_, bindparam, func, select, tuple_
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, Connection, and_, bindparam, func, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from warren.errors import StoreError
@@ -30,6 +30,9 @@ from warren.store_schema import SCHEDULED, fitting, tasks
 from warren_schemas import AMQP_PRIORITY, Task
 
 GROUP: Final = 1000  # tasks in one transaction at most, unless one list is longer
+# The part of the outbox, one in so many, in which nobody may have more waiting than there is room left: those
+# who fill it leave some for the next user (dynamic thresholds; Choudhury and Hahne, 1998).
+LAST: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +84,11 @@ class QuotaExceeded:
 
 @dataclass(frozen=True, slots=True)
 class OutboxFull:
-    """As many tasks as there may be are due and wait to be published."""
+    """As many tasks as there may be are due and wait to be published; or nearly, and many are the user's."""
 
     capacity: int
     waiting: int
+    own: int
 
 
 Answer: TypeAlias = Admitted | Conflict | QuotaExceeded | OutboxFull
@@ -97,6 +101,7 @@ class _Known:
     task_ids: set[UUID]
     by_key: dict[tuple[str, str], UUID]
     unfinished: Counter[str]
+    due: Counter[str]
     waiting: int
     new: list[NewTask] = field(default_factory=list)
 
@@ -105,6 +110,7 @@ class _Known:
         self.new.append(entry)
         self.task_ids.add(entry.task_id)
         self.unfinished[entry.user_id] += 1
+        self.due[entry.user_id] += is_due
         self.waiting += is_due
         if entry.idempotency_key is not None:
             self.by_key[entry.user_id, entry.idempotency_key] = entry.task_id
@@ -203,10 +209,15 @@ class Admission:
         if (unfinished := known.unfinished[entry.user_id]) >= self._limit:
             return QuotaExceeded(self._limit, unfinished)
         is_due = entry.due_at is None or entry.due_at <= now
-        if is_due and known.waiting >= self._capacity:
-            return OutboxFull(self._capacity, known.waiting)
+        if is_due and self._is_nearly_full(known.waiting):
+            own = known.due[entry.user_id]
+            if own >= self._capacity - known.waiting:
+                return OutboxFull(self._capacity, known.waiting, own)
         known.let_in(entry, is_due=is_due)
         return Admitted(entry.task_id)
+
+    def _is_nearly_full(self, waiting: int) -> bool:
+        return self._capacity - waiting <= self._capacity // LAST
 
     def _lock(self, connection: Connection, users: Collection[str]) -> None:
         """PostgreSQL: from here on nobody else lets tasks of these users in, until the transaction ends."""
@@ -219,19 +230,18 @@ class Admission:
 
     def _known(self, connection: Connection, entries: Sequence[NewTask], now: float) -> _Known:
         ids = select(tasks.c.task_id).where(tasks.c.task_id.in_([entry.task_id for entry in entries]))
-        unfinished = (
-            select(tasks.c.user_id, func.count())
-            .where(tasks.c.user_id.in_({entry.user_id for entry in entries}), tasks.c.finished_at.is_(None))
-            .group_by(tasks.c.user_id)
-        )
+        users = {entry.user_id for entry in entries}
         # Not those of tomorrow: they take nobody's room. And not more than matter.
-        due = select(tasks.c.task_id).where(tasks.c.due_at <= now).limit(self._capacity)
-        waiting = select(func.count()).select_from(due.subquery())
+        is_due = tasks.c.due_at <= now
+        due = select(tasks.c.task_id).where(is_due).limit(self._capacity)
+        waiting = int(connection.execute(select(func.count()).select_from(due.subquery())).scalar_one())
+        may_be_nearly_full = self._is_nearly_full(waiting + len(entries))
         return _Known(
             task_ids=set(connection.execute(ids).scalars()),
             by_key=_by_key(connection, entries),
-            unfinished=Counter({user_id: count for user_id, count in connection.execute(unfinished)}),  # noqa: C416
-            waiting=int(connection.execute(waiting).scalar_one()),
+            unfinished=_counted(connection, users, tasks.c.finished_at.is_(None)),
+            due=_counted(connection, users, is_due) if may_be_nearly_full else Counter(),
+            waiting=waiting,
         )
 
     def _overtaken(self, connection: Connection, new: Sequence[NewTask], now: float) -> set[UUID]:
@@ -241,6 +251,13 @@ class Admission:
         statement = self._insert(tasks).on_conflict_do_nothing().returning(tasks.c.task_id)
         made = connection.execute(statement, [_row(entry, now) for entry in new])
         return {entry.task_id for entry in new} - set(made.scalars())
+
+
+def _counted(connection: Connection, users: Collection[str], which: ColumnElement[bool]) -> Counter[str]:
+    """How many such tasks each of these users has."""
+    query = select(tasks.c.user_id, func.count()).where(tasks.c.user_id.in_(users), which)
+    rows = connection.execute(query.group_by(tasks.c.user_id))
+    return Counter({user_id: count for user_id, count in rows})  # noqa: C416
 
 
 def _by_key(connection: Connection, entries: Sequence[NewTask]) -> dict[tuple[str, str], UUID]:

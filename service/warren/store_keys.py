@@ -28,7 +28,9 @@ Kind = Literal["session", "login"]
 
 PREFIXES: Final[dict[Kind, str]] = {"session": "ws", "login": "wl"}
 KEY_PATTERN: Final = re.compile(r"wk_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
-TOKEN_PATTERN: Final = re.compile(r"(?:ws|wl)_[A-Za-z0-9_-]{43}")
+TOKEN_PATTERNS: Final[dict[Kind, re.Pattern[str]]] = {
+    kind: re.compile(rf"{prefix}_[A-Za-z0-9_-]{{43}}") for kind, prefix in PREFIXES.items()
+}
 SESSIONS: Final = 100  # that one key may have open; one more ends the one that would end first
 
 
@@ -66,7 +68,7 @@ class Keys:
         key = Key(secrets.token_hex(6), user_id, role, time.time(), expires_at)
         secret = f"wk_{key.key_id}_{_random()}"
         new = {name: getattr(key, name) for name in Key.__slots__}
-        statement = keys.insert().values(secret_hash=_hash(secret), **new)
+        statement = keys.insert().values(secret_hash=hash_of(secret), **new)
 
         def act(connection: Connection) -> None:
             connection.execute(statement)
@@ -83,7 +85,7 @@ class Keys:
             return None
         query = select(keys).where(keys.c.key_id == found[1])
         row = await self._store.read(lambda connection: connection.execute(query).mappings().one_or_none())
-        if row is None or not hmac.compare_digest(row["secret_hash"], _hash(secret)):
+        if row is None or not hmac.compare_digest(row["secret_hash"], hash_of(secret)):
             return None
         return _valid(row)
 
@@ -135,7 +137,7 @@ class Keys:
 
     async def session(self, secret: str) -> Key | None:
         """The key of a session. None: it is wrong, over, or its key is valid no more."""
-        if TOKEN_PATTERN.fullmatch(secret) is None:
+        if TOKEN_PATTERNS["session"].fullmatch(secret) is None:
             return None
         query = _key_of("session", secret)
         row = await self._store.read(lambda connection: connection.execute(query).mappings().one_or_none())
@@ -149,6 +151,12 @@ class Keys:
         query = query.where(_is("session", secret))
         row = await self._store.read(lambda connection: connection.execute(query).one_or_none())
         return None if row is None else min(end for end in row if end is not None)
+
+    async def live_sessions(self, hashes: Sequence[str]) -> set[str]:
+        """Which of these sessions, by the hashes of their secrets, are not over."""
+        is_open = (sessions.c.kind == "session") & (sessions.c.expires_at > time.time())
+        query = select(sessions.c.secret_hash).where(is_open, sessions.c.secret_hash.in_(hashes))
+        return await self._store.read(lambda connection: set(connection.execute(query).scalars()))
 
     async def close_session(self, secret: str) -> None:
         """End a session now, if there is one."""
@@ -168,16 +176,21 @@ class Keys:
 
     async def redeem(self, token: str, session_seconds: float) -> str | None:
         """Spend a login link's token: the secret of a new session, or None where it opens none."""
-        if TOKEN_PATTERN.fullmatch(token) is None:
+        if TOKEN_PATTERNS["login"].fullmatch(token) is None:
             return None
 
+        def look(connection: Connection) -> RowMapping | None:
+            return connection.execute(_key_of("login", token)).mappings().one_or_none()
+
         def act(connection: Connection) -> str | None:
-            row = connection.execute(_key_of("login", token)).mappings().one_or_none()
+            row = look(connection)
             spent = connection.execute(sessions.delete().where(_is("login", token)))
             if row is None or not spent.rowcount or _valid(row) is None:
                 return None
             return _open(connection, "session", row["key_id"], session_seconds)
 
+        if await self._store.read(look) is None:  # whoever makes tokens up writes nothing
+            return None
         return await self._store.run(act)
 
 
@@ -185,16 +198,17 @@ def _open(connection: Connection, kind: Kind, key_id: str, seconds: float) -> st
     now, secret = time.time(), f"{PREFIXES[kind]}_{_random()}"
     new: dict[str, Any] = {"kind": kind, "key_id": key_id, "expires_at": now + seconds}
     connection.execute(sessions.delete().where(sessions.c.expires_at <= now))
-    connection.execute(sessions.insert().values(secret_hash=_hash(secret), **new))
     ours = and_(sessions.c.key_id == key_id, sessions.c.kind == kind)
-    newest = select(sessions.c.secret_hash).where(ours).order_by(sessions.c.expires_at.desc()).limit(SESSIONS)
-    connection.execute(sessions.delete().where(ours, sessions.c.secret_hash.not_in(newest)))
+    others = select(sessions.c.secret_hash).where(ours).order_by(sessions.c.expires_at.desc())
+    kept = others.limit(SESSIONS - 1)
+    connection.execute(sessions.delete().where(ours, sessions.c.secret_hash.not_in(kept)))
+    connection.execute(sessions.insert().values(secret_hash=hash_of(secret), **new))
     return secret
 
 
 def _is(kind: Kind, secret: str) -> ColumnElement[bool]:
     """Looked up by its hash: how long that takes tells nothing of the secret."""
-    return and_(sessions.c.secret_hash == _hash(secret), sessions.c.kind == kind)
+    return and_(sessions.c.secret_hash == hash_of(secret), sessions.c.kind == kind)
 
 
 def _key_of(kind: Kind, secret: str) -> Select[Any]:
@@ -206,7 +220,8 @@ def _random() -> str:
     return secrets.token_urlsafe(32)
 
 
-def _hash(secret: str) -> str:
+def hash_of(secret: str) -> str:
+    """What is kept of a secret."""
     return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.gateways import API, door, is_problem, stream, submit, task
-from tests.rig import eventually
+from tests.gateways import API, Door, door, is_problem, stream, submit, task
+from tests.rig import PATIENCE, eventually
 
-from warren.gateway.auth import COOKIE, Guests
+from warren.gateway import walls
+from warren.gateway.auth import COOKIE, Guests, Shown
 from warren.gateway.heard import GUARD
 from warren.store import Store
-from warren.store_keys import Key, Keys
+from warren.store_keys import Key, Keys, hash_of
 
 WRONG = f"wk_0123456789ab_{'x' * 43}"
 
@@ -33,6 +36,38 @@ async def test_an_address_without_a_good_key_is_slowed_down_and_others_are_not(s
         ann = await front.caller("ann")
         ann.headers["X-Forwarded-For"] = "203.0.113.8"
         assert (await ann.get(f"{API}/session")).status_code == 200
+
+
+async def test_who_is_known_is_not_locked_out_by_the_neighbours(store_url: str) -> None:
+    async with door(store_url, gateway_burst=20, gateway_rate=0.01) as front:
+        ann, wrong = await front.caller("ann"), await front.client(WRONG)
+        assert (await ann.get(f"{API}/session")).status_code == 200
+        for _ in range(20):
+            await wrong.get(f"{API}/session")
+        is_problem(await wrong.get(f"{API}/session"), 429)
+        assert (await ann.get(f"{API}/session")).status_code == 200
+
+
+async def test_good_keys_cost_their_address_nothing(store_url: str) -> None:
+    async with door(store_url, gateway_burst=5, gateway_rate=0.01) as front:
+        for number in range(10):
+            caller = await front.caller(f"user {number}")
+            assert (await caller.get(f"{API}/session")).status_code == 200
+
+
+async def test_many_wrong_keys_at_once_are_not_all_looked_up(store_url: str) -> None:
+    async with door(store_url, gateway_burst=20, gateway_rate=0.01) as front:
+        keys = SlowKeys(front.backend.store)
+        front.gateway._server.config.app.state.guests._keys = keys  # type: ignore[union-attr]
+        wrong = await front.client(WRONG)
+        asking = [asyncio.create_task(wrong.get(f"{API}/session")) for _ in range(30)]
+        try:
+            await eventually(lambda: sum(one.done() for one in asking) >= 10, "some are refused")
+        finally:
+            keys.go_on.set()
+            answers = Counter([(await one).status_code for one in asking])
+        assert keys.asked <= 20
+        assert answers == {401: keys.asked, 429: 30 - keys.asked}
 
 
 async def test_a_network_of_ipv6_is_one_address(store_url: str) -> None:
@@ -86,6 +121,23 @@ async def test_a_stream_ends_with_its_key(store_url: str) -> None:
         await kept.aclose()
 
 
+@pytest.mark.parametrize("seconds", [3600.0, 1.0])
+async def test_a_stream_ends_with_its_session(store_url: str, seconds: float) -> None:
+    async with door(store_url) as front:
+        key, secret = await front.keys.create("ann", "tenant")
+        ann, session = await front.client(secret), await front.keys.open_session(key.key_id, seconds)
+        browser = await front.client(Cookie=f"{COOKIE}={session}")
+        task_id = await submit(ann)
+        events, kept = stream(browser, task_id), stream(ann, task_id)
+        assert [(await anext(one))[0] for one in (events, kept)] == ["status", "status"]
+        if seconds > 60:  # else it ends by itself
+            await front.keys.close_session(session)
+        async with asyncio.timeout(GUARD + 5):
+            assert [event async for event in events] == []
+        assert front.backend.heard.listening == 1
+        await kept.aclose()
+
+
 async def test_one_user_cannot_have_all_the_streams(store_url: str) -> None:
     async with door(store_url, gateway_listeners=3, gateway_listeners_per_user=2) as front:
         ann, bob = await front.caller("ann"), await front.caller("bob")
@@ -113,6 +165,64 @@ async def test_all_bodies_together_are_limited(store_url: str) -> None:
         assert int(refused.headers["retry-after"]) > 0
         for _ in range(3):  # what was held before is given back
             await submit(ann, "x" * 6000)
+
+
+async def knock(front: Door, secret: str, length: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A request with a body so long, of which nothing is sent yet."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(front.address.rpartition(":")[2]))
+    writer.write(
+        f"POST {API}/tasks HTTP/1.1\r\nHost: localhost\r\nAuthorization: {secret}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n".encode()
+    )
+    return reader, writer
+
+
+async def test_what_comes_after_a_refusal_is_thrown_away_for_so_long(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(walls, "LINGER", 0.1)
+    async with door(store_url, gateway_max_body_bytes=100_000) as front:
+        for secret, status in ((WRONG, 401), ((await front.keys.create("ann", "tenant"))[1], 413)):
+            reader, writer = await knock(front, f"Bearer {secret}", 1_000_000)
+            answer = (await asyncio.wait_for(reader.read(), PATIENCE)).decode()  # until it is closed
+            assert answer.startswith(f"HTTP/1.1 {status} ")
+            assert "connection: close" in answer.lower()
+            writer.close()
+
+
+async def test_what_comes_after_a_refusal_is_thrown_away_up_to_a_size(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(walls, "LINGERED", 200_000)
+    monkeypatch.setattr(walls, "LINGER", 3600.0)
+    async with door(store_url, gateway_max_body_bytes=100_000) as front:
+        reader, writer = await knock(front, (await front.caller("ann")).headers["Authorization"], 10**9)
+        answer = await reader.readuntil(b"}")
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        writer.write(b"x" * 190_000)
+        await writer.drain()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(reader.read(), 0.1)  # it still listens
+        writer.write(b"x" * 100_000)
+        with suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+        writer.close()
+
+
+async def test_a_client_that_sends_all_of_it_first_gets_its_answer(store_url: str) -> None:
+    async with door(store_url, gateway_max_body_bytes=100_000) as front:
+        reader, writer = await knock(front, (await front.caller("ann")).headers["Authorization"], 150_000)
+        writer.write(b"x" * 150_000)
+        await writer.drain()
+        assert (await asyncio.wait_for(reader.read(), PATIENCE)).startswith(b"HTTP/1.1 413 ")
+        writer.close()
+
+
+async def test_a_small_body_that_is_refused_costs_no_connection(store_url: str) -> None:
+    async with door(store_url) as front:
+        answer = await (await front.client(WRONG)).post(f"{API}/tasks", json=task())
+        is_problem(answer, 401)
+        assert "connection" not in answer.headers
 
 
 async def test_a_method_that_is_not_there_is_told_which_are(store_url: str) -> None:
@@ -150,8 +260,10 @@ class SlowKeys(Keys):
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self.found, self.go_on = asyncio.Event(), asyncio.Event()
+        self.asked = 0
 
     async def authenticate(self, secret: str) -> Key | None:
+        self.asked += 1
         key = await super().authenticate(secret)
         self.found.set()
         await self.go_on.wait()
@@ -163,10 +275,11 @@ async def test_a_key_that_is_revoked_while_it_is_looked_up_is_not_kept(store_url
         keys = SlowKeys(store)
         key, secret = await keys.create("ann", "tenant")
         guests = Guests(keys)
-        asking = asyncio.create_task(guests.key(secret, is_session=False))
+        shown = Shown(hash_of(secret), is_session=False)
+        asking = asyncio.create_task(guests.key(shown, secret))
         await keys.found.wait()
         await keys.revoke(key.key_id)
         guests.forget()
         keys.go_on.set()
         await asking
-        assert await guests.key(secret, is_session=False) is None
+        assert await guests.key(shown, secret) is None

@@ -254,13 +254,25 @@ async def test_the_outbox_takes_no_more_than_its_capacity_of_what_is_due(ledger:
     assert await door.admit([first, second, third]) == [
         Admitted(first.task_id),
         Admitted(second.task_id),
-        OutboxFull(capacity=2, waiting=2),
+        OutboxFull(capacity=2, waiting=2, own=2),
     ]
     (tomorrow,) = new(delay=86_400)
     assert await door.admit([tomorrow]) == [Admitted(tomorrow.task_id)]
     outbox = Outbox(ledger)
     await outbox.published(await outbox.claim_due(10))
     assert await door.admit([third]) == [Admitted(third.task_id)]
+
+
+async def test_those_who_fill_the_outbox_leave_room_for_the_next(ledger: Ledger) -> None:
+    door = admission(ledger.store, limit=100, capacity=1000)
+    filling = [await door.admit(new(100, user_id=f"user {number}")) for number in range(10)]
+    answers = filling[-1]
+    assert answers[-1] == OutboxFull(capacity=1000, waiting=950, own=50)
+    assert Counter(map(type, answers)) == {Admitted: 50, OutboxFull: 50}
+    late = [await door.admit(new(100, user_id=f"late {number}")) for number in range(3)]
+    assert [sum(isinstance(one, Admitted) for one in answers) for answers in late] == [25, 13, 6]
+    assert all(isinstance(answer, OutboxFull) for answer in await door.admit(new(user_id="user 9")))
+    assert all(isinstance(answer, Admitted) for answer in await door.admit(new(user_id="user 9", delay=60)))
 
 
 async def _ids(store: Store) -> list[tuple[Any, ...]]:

@@ -16,7 +16,7 @@ from tests.stores import execute, written
 from warren.errors import ConfigurationError
 from warren.store import Store
 from warren.store_audit import Audit
-from warren.store_keys import SESSIONS, Keys
+from warren.store_keys import SESSIONS, Keys, hash_of
 from warren.store_schema import keys as keys_table
 from warren.store_schema import sessions
 from warren.store_tasks import TaskList
@@ -135,6 +135,7 @@ async def test_nobody_waits_at_the_door_while_somebody_writes(keys: Keys, store:
     async with written(store):
         assert await keys.authenticate(secret) == key
         assert await keys.session(cookie) == key
+        assert await keys.redeem(f"wl_{'x' * 43}", HOUR) is None
         assert (await TaskList(store).page(limit=1), list(await Audit(store).list(1))) == (([], None), [])
 
 
@@ -154,6 +155,16 @@ async def test_a_key_has_so_many_sessions_and_the_oldest_ends(keys: Keys) -> Non
     assert [await keys.session(secret) for secret in opened[:2]] == [None, None]
     assert await keys.session(opened[2]) == key
     assert await keys.session(others) == other
+    brief = await keys.open_session(key.key_id, HOUR / 2)  # never the one that is opened
+    assert await keys.session(brief) == key
+
+
+async def test_which_sessions_are_not_over(keys: Keys) -> None:
+    key, _ = await keys.create("acme", "tenant")
+    opened = [await keys.open_session(key.key_id, seconds) for seconds in (HOUR, HOUR, -1)]
+    link = await keys.login_link(key.key_id, HOUR)
+    await keys.close_session(opened[1])
+    assert await keys.live_sessions([hash_of(one) for one in (*opened, link)]) == {hash_of(opened[0])}
 
 
 async def test_which_keys_are_valid(keys: Keys) -> None:

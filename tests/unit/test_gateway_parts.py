@@ -9,7 +9,8 @@ from uuid import UUID
 
 import pytest
 
-from warren.gateway.limits import SWEEP, Buckets
+from warren.gateway.auth import address_of
+from warren.gateway.limits import REMEMBERED, Buckets
 from warren.gateway.models import cursor_of, place_of
 from warren.gateway.problems import INPUT_SHOWN, ProblemError
 from warren.gateway.rules import methods_of, rule_for
@@ -47,13 +48,38 @@ def test_what_is_taken_in_vain_costs_nothing() -> None:
         assert buckets.take("a") == pytest.approx(1)
 
 
-def test_full_buckets_are_thrown_away() -> None:
-    clock = Clock()
-    buckets = Buckets(rate=1, burst=1, clock=clock)
-    for number in range(3 * SWEEP):
-        clock.now += 10
+def test_what_is_given_back_can_be_taken_again() -> None:
+    buckets = Buckets(rate=1, burst=1, clock=Clock())
+    for _ in range(3):
+        assert buckets.take("a") == 0
+        buckets.give_back("a")
+    buckets.give_back("a")
+    assert buckets.take("a") == 0
+    assert buckets.take("a") > 0
+
+
+def test_of_too_many_names_those_that_came_longest_ago_are_forgotten() -> None:
+    buckets = Buckets(rate=1, burst=1, clock=Clock())
+    assert [buckets.take("often"), buckets.take("once")] == [0, 0]
+    for number in range(REMEMBERED - 1):
         buckets.take(str(number))
-    assert len(buckets._buckets) <= SWEEP + 1
+        assert buckets.take("often") > 0
+    assert len(buckets._buckets) == REMEMBERED
+    assert buckets.take("once") == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "counted"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("unix", "unix"),
+    ],
+)
+def test_addresses_are_counted_apart_where_they_are_of_others(host: str, counted: str) -> None:
+    assert address_of({"type": "http", "client": (host, 1)}) == counted
 
 
 def test_a_cursor_leads_back_to_its_place() -> None:

@@ -54,6 +54,8 @@ BAD: list[dict[str, Any]] = [
     {"amqp_url": "http://rabbit"},
     {"amqp_url": "amqp://"},
     {"log_level": "loud"},
+    {"gateway_trusted_proxies": "10.0.0.1/8"},
+    {"gateway_trusted_proxies": "127.0.0.1,proxy.example"},
     {"prefetch": "many"},
 ]
 

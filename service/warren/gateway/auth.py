@@ -10,8 +10,7 @@ import ipaddress
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from hashlib import sha256
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
@@ -21,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from warren.gateway.limits import Buckets
 from warren.gateway.problems import ProblemError, later, not_found
 from warren.gateway.rules import RANK, methods_of, rule_for
-from warren.store_keys import Key, Keys, Role
+from warren.store_keys import Key, Keys, Role, hash_of
 
 COOKIE: Final = "warren_session"
 # Seconds for which a key that was good counts as good: so much longer works one that another process revokes.
@@ -35,11 +34,12 @@ SUBNET: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who a request comes from."""
+    """Who a request comes from. `session` is the hash of a browser's session, None for a key's bearer."""
 
     key_id: str
     user_id: str
     role: Role
+    session: str | None = None
 
     @property
     def is_tenant(self) -> bool:
@@ -51,26 +51,38 @@ class Caller:
         return not self.is_tenant or user_id == self.user_id
 
 
+class Shown(NamedTuple):
+    """What a request shows at the door: a key, or a browser's session, by the hash of its secret."""
+
+    secret_hash: str
+    is_session: bool
+
+
 class Guests:
     """Keys and sessions that were good a moment ago, so that not every request asks the store."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
-        self._known: OrderedDict[bytes, tuple[float, Key]] = OrderedDict()
+        # Until when a key counts as good, and how often all was forgotten before it was looked up.
+        self._known: OrderedDict[Shown, tuple[float, int, Key]] = OrderedDict()
         self._forgotten = 0
 
-    async def key(self, secret: str, *, is_session: bool) -> Key | None:
+    def knows(self, shown: Shown) -> bool:
+        """Whether it was good when it was looked up last, however long that is ago."""
+        return shown in self._known
+
+    async def key(self, shown: Shown, secret: str) -> Key | None:
         """The key of a secret. None: it is wrong, expired or revoked. Raises StoreUnavailable."""
-        name = sha256(secret.encode(errors="surrogatepass")).digest()
-        until, key = self._known.get(name, (0.0, None))
-        if key is not None and time.monotonic() < until and key.is_valid(time.time()):
+        until, asked_at, key = self._known.get(shown, (0.0, -1, None))
+        is_fresh = asked_at == self._forgotten and time.monotonic() < until
+        if key is not None and is_fresh and key.is_valid(time.time()):
             return key
-        self._known.pop(name, None)
-        ask = self._keys.session if is_session else self._keys.authenticate
-        asked_at = self._forgotten
+        ask = self._keys.session if shown.is_session else self._keys.authenticate
+        asked_at = self._forgotten  # before it is asked: the answer may be from before a revocation
         found = await ask(secret)
-        if found is not None and asked_at == self._forgotten:  # else it may be from before a revocation
-            self._known[name] = (time.monotonic() + TRUSTED, found)
+        self._known.pop(shown, None)
+        if found is not None:
+            self._known[shown] = (time.monotonic() + TRUSTED, asked_at, found)
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return found
@@ -78,7 +90,6 @@ class Guests:
     def forget(self) -> None:
         """Ask the store again: a key was revoked, or a session closed."""
         self._forgotten += 1
-        self._known.clear()
 
 
 class Gatekeeper:
@@ -100,41 +111,42 @@ class Gatekeeper:
         if need == "nobody":
             charge(self._strangers, address_of(scope), "this address, without a key,")
             return
-        key = await self._known(scope)
-        charge(self._buckets, key.key_id, "this key")
-        if RANK[key.role] < RANK[need]:
-            raise ProblemError(403, f"this takes the role {need}, and the key's is {key.role}")
-        scope.setdefault("state", {})["caller"] = Caller(key.key_id, key.user_id, key.role)
+        caller = await self._identify(scope)
+        charge(self._buckets, caller.key_id, "this key")
+        if RANK[caller.role] < RANK[need]:
+            raise ProblemError(403, f"this takes the role {need}, and the key's is {caller.role}")
+        scope.setdefault("state", {})["caller"] = caller
 
-    async def _known(self, scope: Scope) -> Key:
-        """The key of a request. One that is not good is charged to the address: it has cost us a look-up."""
-        address = address_of(scope)
-        if self._strangers.wait(address) > 0:
-            charge(self._strangers, address, "this address, with keys that are not good,")
-        try:
-            return await self._identify(HTTPConnection(scope))
-        except ProblemError:
-            self._strangers.take(address)
-            raise
+    async def _identify(self, scope: Scope) -> Caller:
+        """Who shows a key that is good; an address pays for the others.
 
-    async def _identify(self, request: HTTPConnection) -> Key:
-        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-        cookie = request.cookies.get(COOKIE)
-        if scheme:
-            key = (
-                await self._guests.key(secret.strip(), is_session=False)
-                if scheme.lower() == "bearer"
-                else None
-            )
-        elif cookie is not None:
-            if request.scope["method"] not in SAFE:
-                refuse_other_sites(request)
-            key = await self._guests.key(cookie, is_session=True)
-        else:
+        It pays before the store is asked, or many at once would all be let through. For whom we know it does
+        not pay at all: no neighbour can lock them out.
+        """
+        request, address = HTTPConnection(scope), address_of(scope)
+        secret, is_session = _secret_of(request)
+        shown = Shown(hash_of(secret), is_session)
+        is_stranger = not self._guests.knows(shown)
+        if is_stranger:
+            charge(self._strangers, address, "this address, without a good key,")
+        if not secret:
             raise ProblemError(401, "give a key: `Authorization: Bearer wk_…`", headers=CHALLENGE)
+        if is_session and scope["method"] not in SAFE:
+            refuse_other_sites(request)
+        key = await self._guests.key(shown, secret)
         if key is None:
             raise ProblemError(401, "the key is wrong, expired or revoked", headers=CHALLENGE)
-        return key
+        if is_stranger:
+            self._strangers.give_back(address)
+        return Caller(key.key_id, key.user_id, key.role, shown.secret_hash if is_session else None)
+
+
+def _secret_of(request: HTTPConnection) -> tuple[str, bool]:
+    """The secret that a request shows, empty where it shows none, and whether it is a session's."""
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme:
+        return (secret.strip() if scheme.lower() == "bearer" else ""), False
+    return request.cookies.get(COOKIE, ""), True
 
 
 def charge(buckets: Buckets, name: str, who: str) -> None:
@@ -159,9 +171,11 @@ def address_of(scope: Scope) -> str:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return str(host)  # what a proxy that we trust calls it
-    if address.version == 4:
-        return str(address)
-    return str(ipaddress.ip_network((address, SUBNET), strict=False))
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is None:
+            return str(ipaddress.ip_network((address, SUBNET), strict=False))
+        address = address.ipv4_mapped  # where we listen on `::`, IPv4 comes so (RFC 4291, section 2.5.5.2)
+    return str(address)
 
 
 def _nothing_there(method: str, path: str) -> ProblemError:

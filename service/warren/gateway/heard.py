@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 from uuid import UUID
@@ -20,6 +20,7 @@ from warren.bus import Connection
 from warren.bus_delivery import Delivery
 from warren.bus_subscription import Subscription
 from warren.errors import StoreUnavailable
+from warren.gateway.auth import Caller
 from warren.gateway.problems import later
 from warren.metrics import Metrics
 from warren.overview import Overview, overview
@@ -36,7 +37,7 @@ KEPT: Final = 32  # events that a slow listener has before it; the oldest give w
 ALARMS: Final = 100  # openings of breakers that a replay has before it
 LOOK: Final = 0.5  # seconds between two looks for tasks that have ended
 SHORTEST: Final = 0.1  # … and if an event says that one has
-CHUNK: Final = 500  # tasks, or keys, that one look asks for at once
+CHUNK: Final = 500  # tasks, keys or sessions that one look asks for at once
 GUARD: Final = 2.0  # seconds between two looks whether those who listen still may, and for lost workers
 ENDED: Final = frozenset({"succeeded", "dead", "cancelled"})
 
@@ -44,8 +45,8 @@ ENDED: Final = frozenset({"succeeded", "dead", "cancelled"})
 class Listener:
     """Somebody who wants to know what happens to one task, and whose key allows it."""
 
-    def __init__(self, task_id: UUID, user_id: str, key_id: str) -> None:
-        self.task_id, self.user_id, self.key_id = task_id, user_id, key_id
+    def __init__(self, task_id: UUID, caller: Caller) -> None:
+        self.task_id, self.caller = task_id, caller
         self._events: deque[Event] = deque(maxlen=KEPT)
         self._wake = asyncio.Event()
         self._is_over = False
@@ -57,7 +58,7 @@ class Listener:
         self._wake.set()
 
     def end(self, record: TaskRecord | None = None) -> None:
-        """The task has ended so, or (without a record) the gateway or the key has: nothing comes after."""
+        """The task has ended so, or (without a record) the gateway, the key or the session has."""
         self._is_over, self.ended = True, record
         self._wake.set()
 
@@ -112,14 +113,17 @@ class Heard:
         """Tell the listener what happens, from the moment that this is entered. Raises ProblemError (503, or
         429 for one user) where as many listen as may.
         """
-        self._refuse_too_many(listener.user_id)
+        user_id = listener.caller.user_id
+        self._refuse_too_many(user_id)
         self._listeners.setdefault(listener.task_id, set()).add(listener)
-        self._listening[listener.user_id] += 1
+        self._listening[user_id] += 1
         self._look.set()
         try:
             yield
         finally:
-            self._listening -= Counter({listener.user_id: 1})
+            self._listening[user_id] -= 1
+            if not self._listening[user_id]:
+                del self._listening[user_id]
             self._listeners[listener.task_id].discard(listener)
             if not self._listeners[listener.task_id]:
                 del self._listeners[listener.task_id]
@@ -165,7 +169,7 @@ class Heard:
             await asyncio.sleep(SHORTEST)
 
     async def guard(self) -> None:
-        """End the streams of keys that are valid no more, for ever."""
+        """End the streams of keys that are valid no more and of sessions that are over, for ever."""
         while True:
             await asyncio.sleep(GUARD)
             with suppress(StoreUnavailable):
@@ -180,12 +184,12 @@ class Heard:
 
     async def _end_those_locked_out(self) -> None:
         listeners = [one for listeners in self._listeners.values() for one in listeners]
-        key_ids = sorted({one.key_id for one in listeners})
-        valid: set[str] = set()
-        for start in range(0, len(key_ids), CHUNK):
-            valid |= await self._keys.valid(key_ids[start : start + CHUNK])
+        valid = await _those(self._keys.valid, {one.caller.key_id for one in listeners})
+        sessions = {one.caller.session for one in listeners if one.caller.session is not None}
+        live = await _those(self._keys.live_sessions, sessions)
         for listener in listeners:
-            if listener.key_id not in valid:
+            caller = listener.caller
+            if caller.key_id not in valid or (caller.session is not None and caller.session not in live):
                 listener.end()
 
     async def _end_those_that_have(self) -> None:
@@ -231,3 +235,11 @@ class Heard:
 
     def _excuse_everybody(self) -> None:
         self.metrics.excuse(self.now() + self._grace)
+
+
+async def _those(ask: Callable[[Sequence[str]], Awaitable[set[str]]], names: Iterable[str]) -> set[str]:
+    """Which of these names the store answers for, asked in chunks."""
+    asked, found = sorted(names), set[str]()
+    for start in range(0, len(asked), CHUNK):
+        found |= await ask(asked[start : start + CHUNK])
+    return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-SWEEP: Final = 1000  # buckets from which those that are full again are thrown away
+REMEMBERED: Final = 10_000  # names; of more, those that came longest ago are forgotten
 
 
 class Buckets:
@@ -18,30 +19,28 @@ class Buckets:
     def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.rate, self.burst = rate, burst
         self._clock = clock
-        self._buckets: dict[str, tuple[float, float]] = {}  # what is left, and when that was
-        self._sweep_at = SWEEP
-
-    def wait(self, name: str) -> float:
-        """Zero, or the seconds until there is one to take."""
-        return max(0.0, (1 - self._left(name, self._clock())) / self.rate)
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what was left, when
 
     def take(self, name: str) -> float:
         """Take one. Zero, or the seconds until there is one."""
-        now = self._clock()
-        left = self._left(name, now)
+        left = self._left(name)
         if left < 1:
+            self._buckets.move_to_end(name)
             return (1 - left) / self.rate
-        self._buckets[name] = (left - 1, now)
-        if len(self._buckets) > self._sweep_at:
-            self._throw_away(now)
+        self._keep(name, left - 1)
         return 0.0
 
-    def _left(self, name: str, now: float) -> float:
+    def give_back(self, name: str) -> None:
+        """What was taken last was not used."""
+        self._keep(name, min(self.burst, self._left(name) + 1))
+
+    def _left(self, name: str) -> float:
+        now = self._clock()
         left, since = self._buckets.get(name, (float(self.burst), now))
         return min(self.burst, left + (now - since) * self.rate)
 
-    def _throw_away(self, now: float) -> None:
-        self._buckets = {
-            name: kept for name, kept in self._buckets.items() if self._left(name, now) < self.burst
-        }
-        self._sweep_at = max(SWEEP, 2 * len(self._buckets))
+    def _keep(self, name: str, left: float) -> None:
+        self._buckets[name] = (left, self._clock())
+        self._buckets.move_to_end(name)
+        if len(self._buckets) > REMEMBERED:
+            self._buckets.popitem(last=False)

@@ -57,10 +57,10 @@ _STREAM: Final = {
 async def follow(task_id: UUID, backend: TheBackend, caller: TheCaller) -> EventSourceResponse:
     """A stream that ends with the task's outcome. Opened again, it begins with how things stand.
 
-    It ends without one when the key is revoked or expires.
+    It ends without one when the key is revoked or expires, or the browser's session ends.
     """
     record = await find(backend, caller, task_id)
-    return _Stream(backend.heard, Listener(task_id, caller.user_id, caller.key_id), record)
+    return _Stream(backend.heard, Listener(task_id, caller), record)
 
 
 class _Stream(EventSourceResponse):

@@ -245,15 +245,16 @@ def _told(answer: Answer) -> Accepted | ProblemError:
                 limit=limit,
                 unfinished=unfinished,
             )
-        case OutboxFull(capacity, waiting):
+        case OutboxFull(capacity, waiting, own):
             return later(
                 503,
-                f"{waiting} tasks wait for room in their queues, and there is place for {capacity}: "
-                "more workers are needed, or patience",
+                f"{waiting} tasks wait for room in their queues, {own} of them this user's, and there is "
+                f"place for {capacity}: more workers are needed, or patience",
                 kind="outbox-full",
                 title="The outbox is full",
                 capacity=capacity,
                 waiting=waiting,
+                own=own,
             )
         case Conflict(task_id):
             return ProblemError(409, f"there is a task {task_id} already")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from pydantic_core import from_json
@@ -30,7 +30,9 @@ HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-SMALL: Final = 4096  # bytes of a body of somebody who needs no key
+SMALL: Final = 4096  # bytes of a body of somebody who needs no key, or that uvicorn throws away itself
+LINGER: Final = 10.0  # seconds in which the rest of a body is thrown away after its refusal
+LINGERED: Final = 128 * 1024 * 1024  # bytes of it
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -56,12 +58,57 @@ class Answers:
                     headers.setdefault(name, value)
             await send(message)
 
+        incoming = _Incoming(scope, receive)
         try:
-            await self._app(scope, receive, guarded)
+            await self._app(scope, incoming.receive, guarded)
         except Exception as error:
             if begun:
                 raise  # the connection is cut, which is all that can be said now
-            await problem_of(error).response()(scope, receive, guarded)
+            await self._refuse(problem_of(error), incoming, scope, guarded)
+
+    async def _refuse(self, problem: ProblemError, incoming: _Incoming, scope: Scope, send: Send) -> None:
+        """Answer, and close the connection if there is much more to come.
+
+        Not at once: cut while the client still sends, the answer would be lost with it (RFC 9112, 9.6).
+        """
+        response = problem.response()
+        if not incoming.is_long or "connection" in response.headers:
+            await response(scope, incoming.receive, send)
+            return
+
+        async def lingering(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await send({**message, "more_body": True})
+                await incoming.throw_away()
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        response.headers["Connection"] = "close"
+        await response(scope, incoming.receive, lingering)
+
+
+class _Incoming:
+    """A request's body, as it comes. `is_long`: there is more of it than a server throws away on the way."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        headers = Headers(scope=scope)
+        self.is_long = "transfer-encoding" in headers or int(headers.get("content-length", "0")) > SMALL
+        self._receive = receive
+
+    async def receive(self) -> Message:
+        """The next part of it."""
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self.is_long = False
+        return message
+
+    async def throw_away(self) -> None:
+        """Read on to its end, or as long and as much as we do for somebody who was refused."""
+        most = LINGERED
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while self.is_long and most > 0:
+                    most -= len((await self.receive()).get("body", b""))
 
 
 class Hosts:
@@ -162,8 +209,6 @@ def _check(body: bytes) -> None:
 
 
 def _too_large(most: int) -> ProblemError:
-    # The connection stays: cut while the client still sends, the answer would be lost with it (RFC 9112,
-    # 9.6). uvicorn throws the rest away as it comes.
     return ProblemError(413, f"the body is over {most} bytes: send fewer tasks at once", limit=most)
 
 
