@@ -134,6 +134,9 @@ def is_problem(answer: httpx.Response, status_code: int) -> dict[str, Any]:
     assert answer.status_code == status_code, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["x-content-type-options"] == "nosniff"
+    if answer.request.method == "HEAD":
+        assert not answer.content
+        return {}
     problem: dict[str, Any] = answer.json()
     assert problem["status"] == status_code
     assert problem["title"]

@@ -113,7 +113,8 @@ class Settings(BaseSettings):
     )
     gateway_trusted_proxies: str = Field(
         "127.0.0.1,::1",
-        description="Addresses or networks of proxies, by commas: what they say of who asks is believed.",
+        description="Addresses or networks of proxies, by commas: what they say of who asks is believed. "
+        "`*` believes everybody.",
     )
     gateway_session_time: float = Field(43_200, gt=0, description="Time that a browser stays logged in.")
 

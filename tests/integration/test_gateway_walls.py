@@ -228,13 +228,14 @@ async def test_a_small_body_that_is_refused_costs_no_connection(store_url: str) 
 async def test_a_method_that_is_not_there_is_told_which_are(store_url: str) -> None:
     async with door(store_url) as front:
         ann = await front.caller("ann")
-        for path, allowed in ((f"{API}/session", "DELETE, GET, POST"), (f"{API}/tasks", "GET, POST")):
+        for path, allowed in ((f"{API}/session", "DELETE, GET, HEAD, POST"), (f"{API}/tasks", "GET, POST")):
             answer = await ann.put(path, json={})
             is_problem(answer, 405)
             assert answer.headers["allow"] == allowed
-        for path in ("/healthz", "/readyz"):
-            answer = await ann.head(path)
+        for path in ("/", "/healthz", "/readyz", f"{API}/session", f"{API}/openapi.json"):
+            told, answer = await ann.get(path), await ann.head(path)
             assert (answer.status_code, answer.content) == (200, b"")
+            assert answer.headers["content-length"] == told.headers["content-length"]
 
 
 async def test_probes_by_anybody_ask_the_store_once_a_second(store_url: str) -> None:

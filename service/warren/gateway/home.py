@@ -39,6 +39,7 @@ _SHOWN: Final = {
 }
 
 
+@router.head("/", include_in_schema=False)
 @router.get(
     "/",
     summary="Where a login link leads to",

@@ -24,10 +24,12 @@ RULES: Final[Mapping[tuple[str, str], Need]] = {
     ("GET", "/metrics"): "operator",
     ("GET", "/login"): "nobody",
     ("GET", "/"): "tenant",
+    ("HEAD", "/"): "tenant",
     ("GET", f"{API}/openapi.json"): "nobody",
     ("HEAD", f"{API}/openapi.json"): "nobody",
     ("POST", f"{API}/session"): "nobody",
     ("GET", f"{API}/session"): "tenant",
+    ("HEAD", f"{API}/session"): "tenant",
     ("DELETE", f"{API}/session"): "tenant",
     # A tenant's own; those of others are not there (404).
     ("POST", f"{API}/tasks"): "tenant",

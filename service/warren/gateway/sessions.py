@@ -56,6 +56,7 @@ async def log_in(
     return Session(user_id=key.user_id, role=key.role, key_id=key.key_id)
 
 
+@router.head(f"{API}/session", include_in_schema=False)
 @router.get(f"{API}/session", summary="Who am I?", responses=problems())
 async def who(caller: TheCaller) -> Session:
     """The caller, as the gateway knows them."""
