@@ -19,7 +19,7 @@ from warren.gateway.rules import RULES
 
 # Served, and not in the document: itself, and HEAD, which is GET without its body (RFC 9110, section 9.3.2).
 DOCUMENT: Final = f"{API}/openapi.json"
-LEFT_OUT: Final = {("GET", DOCUMENT), ("HEAD", DOCUMENT), ("HEAD", "/healthz"), ("HEAD", "/readyz")}
+LEFT_OUT: Final = {("GET", DOCUMENT), *((method, path) for method, path in RULES if method == "HEAD")}
 # An error that may be no problem: who sends requests to gateways wants the same answer, ready or not.
 NO_PROBLEM: Final = {("GET", "/readyz", "503")}
 PROBLEM: Final = {"$ref": "#/components/schemas/Problem"}
