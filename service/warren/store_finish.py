@@ -91,8 +91,14 @@ class Sqlite:
         good = all(entry.status == SUCCEEDED for entry in group)
         statement, values = (self._good, _good_values) if good else (self._any, _any_values)
         now = time.time()
-        row_by_row = ((task_id.hex, *rest, now, now) for task_id, *rest in map(values, group))
-        return connection.execute(statement.of(len(group)), tuple(chain.from_iterable(row_by_row))).rowcount
+        rows = [(task_id.hex, *rest, now, now) for task_id, *rest in map(values, group)]
+        # Before version 3.32 SQLite takes 999 values in one statement (https://sqlite.org/limits.html).
+        most = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(rows[0])
+        parts = [rows[start : start + most] for start in range(0, len(rows), most)]
+        return sum(
+            connection.execute(statement.of(len(part)), tuple(chain.from_iterable(part))).rowcount
+            for part in parts
+        )
 
 
 class _SomeLostError(Exception):

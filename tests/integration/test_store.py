@@ -21,6 +21,7 @@ from warren.errors import FenceLost, StoreUnavailable
 from warren.memory import Memory
 from warren.store import Store
 from warren.store_archive import Archive
+from warren.store_finish import Sqlite
 from warren.store_ledger import Entry, Ledger
 from warren.store_outbox import Outbox, Parcel
 from warren.store_schema import metadata, steps, tasks
@@ -114,6 +115,15 @@ async def test_winners_and_losers_in_one_group(ledger: Ledger) -> None:
         "dead",
     ]
     assert [row and row["result"] for row in kept][:2] == [b'"Hello"', None]
+
+
+async def test_an_sqlite_that_takes_few_values_in_a_statement_gets_several(tmp_path: Path) -> None:
+    async with Store(f"sqlite:///{tmp_path / 'store.db'}") as store:
+        await store.run_bare(lambda connection: connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 50))
+        group = [entry() for _ in range(20)]
+        assert await Sqlite(store).write(group) == [True] * 20
+        assert await Sqlite(store).write([*group[:7], entry()]) == [False] * 7 + [True]
+        assert len(await execute(store, select(tasks))) == 21
 
 
 async def test_a_good_end_leaves_nothing_of_an_earlier_failure(ledger: Ledger) -> None:
