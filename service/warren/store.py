@@ -90,7 +90,10 @@ class Store:
         await self.read(lambda connection: connection.exec_driver_sql("SELECT 1"))
 
     async def run_bare(self, act: Callable[[sqlite3.Connection], T]) -> T:
-        """SQLite only: `run` with the driver's own connection, for statements that come in thousands."""
+        """SQLite only: for statements that come in thousands, the driver's own connection.
+
+        Each statement is a transaction by itself. Carried through, and raises, as `run`.
+        """
         assert isinstance(self._database, SqliteFile)
         with self._translating():
             return await self._database.run_bare(act)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -65,7 +65,7 @@ class SqliteFile:
         return await loop.run_in_executor(self._reading_thread, lambda: _within(self._reader, act))
 
     async def run_bare(self, act: Callable[[sqlite3.Connection], T]) -> T:
-        """The same with the driver's own connection."""
+        """Run `act` with the driver's own connection, where each statement is a transaction by itself."""
         return await self._in_thread(lambda: self._run_bare(act))
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
@@ -73,11 +73,19 @@ class SqliteFile:
 
     def _run_bare(self, act: Callable[[sqlite3.Connection], T]) -> T:
         with closing(self._engine.raw_connection()) as pooled:  # closing rolls back what is not committed
-            connection = cast("sqlite3.Connection", pooled.driver_connection)
-            connection.execute(BEGIN)
-            result = act(connection)
-            connection.execute("COMMIT")
-            return result
+            return act(cast("sqlite3.Connection", pooled.driver_connection))
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Several statements of a driver's connection together: committed at the end, or rolled back."""
+    connection.execute(BEGIN)
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
 
 
 class PostgresqlServer:

@@ -11,10 +11,11 @@ from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import and_, bindparam, func, literal_column, null, or_, select
+from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal_column, null, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from warren.store import Store
+from warren.store_databases import transaction
 from warren.store_schema import SUCCEEDED, fitting, tasks
 
 # What the end of a run says of its task; what was kept to publish it again stays as it is.
@@ -59,10 +60,11 @@ class Entry:
 
 
 class Sqlite:
-    """Writes groups to SQLite: one statement with a place for each value of each row.
+    """Writes groups to SQLite: one statement with a place for each value of each row, and no other.
 
     The driver lets other threads go on while a statement runs, and waits for its turn after each: with a
-    statement for each row the event loop, when it is busy, would hold up every one of them.
+    statement for each row, or with those that begin and commit around this one, the event loop, when it is
+    busy, would hold up every one of them. By itself, a statement is a transaction.
     """
 
     def __init__(self, store: Store) -> None:
@@ -70,23 +72,10 @@ class Sqlite:
         self._good, self._any = (_SqliteStatement(columns) for columns in (GOOD_END, ANY_END))
 
     async def write(self, group: Sequence[Entry]) -> list[bool]:
-        """Write the group in one transaction: of each entry, whether it changed its row."""
-        try:
-            await self._store.run_bare(lambda connection: self._write_together(connection, group))
-        except _SomeLostError:
-            return await self._store.run_bare(lambda connection: self._write_singly(connection, group))
-        return [True] * len(group)
+        """Write the group in one commit: of each entry, whether it changed its row."""
+        return await self._store.run_bare(lambda connection: self._write(connection, group))
 
-    def _write_together(self, connection: sqlite3.Connection, group: Sequence[Entry]) -> None:
-        if self._write(connection, group) < len(group):
-            raise _SomeLostError
-
-    def _write_singly(self, connection: sqlite3.Connection, group: Sequence[Entry]) -> list[bool]:
-        """Only so can be told which were overtaken, which is rare."""
-        return [self._write(connection, [entry]) > 0 for entry in group]
-
-    def _write(self, connection: sqlite3.Connection, group: Sequence[Entry]) -> int:
-        """How many rows were changed."""
+    def _write(self, connection: sqlite3.Connection, group: Sequence[Entry]) -> list[bool]:
         # Most ends are good: seven columns less save a quarter.
         good = all(entry.status == SUCCEEDED for entry in group)
         statement, values = (self._good, _good_values) if good else (self._any, _any_values)
@@ -94,15 +83,8 @@ class Sqlite:
         rows = [(task_id.hex, *rest, now, now) for task_id, *rest in map(values, group)]
         # Before version 3.32 SQLite takes 999 values in one statement (https://sqlite.org/limits.html).
         most = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(rows[0])
-        parts = [rows[start : start + most] for start in range(0, len(rows), most)]
-        return sum(
-            connection.execute(statement.of(len(part)), tuple(chain.from_iterable(part))).rowcount
-            for part in parts
-        )
-
-
-class _SomeLostError(Exception):
-    """Of a group that was written together some were overtaken: nothing of it may stay."""
+        parts = (rows[start : start + most] for start in range(0, len(rows), most))
+        return list(chain.from_iterable(statement.write(connection, part) for part in parts))
 
 
 class Postgresql:
@@ -140,36 +122,63 @@ def _any_values(entry: Entry) -> tuple[Any, ...]:
     return (*_good_values(entry), *texts)
 
 
-def _unless_overtaken(statement: Any) -> Any:
-    """Insert, or update the row unless it has ended or belongs to a newer fence or life."""
-    new = statement.excluded
-    ours = [name for name in (*ANY_END, *WRITTEN) if name not in ("task_id", "fence")]
-    return statement.on_conflict_do_update(
-        index_elements=[tasks.c.task_id],
-        set_={name: new[name] for name in ours} | {"due_at": null(), "leased_until": null()},
-        where=and_(
-            tasks.c.fence <= new.fence,
-            or_(tasks.c.finished_at.is_(None), tasks.c.life < new.life),
-        ),
+def _is_ours(new: Any) -> ColumnElement[bool]:
+    """Whether the row that is there may be changed: not when it has ended, or is of a newer fence or life."""
+    return and_(
+        tasks.c.fence <= new.fence,
+        or_(tasks.c.finished_at.is_(None), tasks.c.life < new.life),
     )
 
 
+def _changes(new: Any) -> dict[str, Any]:
+    ours = [name for name in (*ANY_END, *WRITTEN) if name not in ("task_id", "fence")]
+    return {name: new[name] for name in ours} | {"due_at": null(), "leased_until": null()}
+
+
+def _unless_overtaken(statement: Any) -> Any:
+    """Insert, or update the row if it is still ours."""
+    new = statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=[tasks.c.task_id], set_=_changes(new), where=_is_ours(new)
+    )
+
+
+def _all_or_nothing(statement: Any) -> Any:
+    """The same for every row or for none: one that is not ours gets no status, which its column refuses."""
+    new = statement.excluded
+    changes = _changes(new) | {"status": case((_is_ours(new), new.status))}
+    return statement.on_conflict_do_update(index_elements=[tasks.c.task_id], set_=changes)
+
+
 class _SqliteStatement:
-    """The statement as text: places for the columns, in their order, and twice for the time, in each row."""
+    """Writes rows of the columns, in their order, each with the time twice at its end."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         values: dict[str, Any] = {name: bindparam(name) for name in (*columns, *WRITTEN)} | {
             "crashes": literal_column("0")
         }
-        statement = _unless_overtaken(sqlite.insert(tasks).values(values))
-        compiled = statement.compile(dialect=sqlite.dialect(paramstyle="qmark"))
-        assert compiled.positiontup == [*columns, "finished_at", "updated_at"]
-        self._head, rest = str(compiled).split(" VALUES ")
+        insert = sqlite.insert(tasks).values(values)
+        dialect = sqlite.dialect(paramstyle="qmark")
+        together = _all_or_nothing(insert).compile(dialect=dialect)
+        assert together.positiontup == [*columns, "finished_at", "updated_at"]
+        self._head, rest = str(together).split(" VALUES ")
         self._row, self._tail = rest.split(" ON CONFLICT ")
+        self._single = str(_unless_overtaken(insert).compile(dialect=dialect))
 
-    def of(self, rows: int) -> str:
-        """The statement for so many rows."""
-        return f"{self._head} VALUES {', '.join([self._row] * rows)} ON CONFLICT {self._tail}"
+    def write(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> list[bool]:
+        """Write the rows in one transaction: of each, whether it counts."""
+        places = ", ".join([self._row] * len(rows))
+        try:
+            connection.execute(
+                f"{self._head} VALUES {places} ON CONFLICT {self._tail}", tuple(chain.from_iterable(rows))
+            )
+        except sqlite3.IntegrityError:  # some were overtaken, which is rare: only one by one tells which
+            return self._write_singly(connection, rows)
+        return [True] * len(rows)
+
+    def _write_singly(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> list[bool]:
+        with transaction(connection):
+            return [connection.execute(self._single, row).rowcount > 0 for row in rows]
 
 
 def _postgresql_statement() -> Any:

@@ -21,6 +21,7 @@ from warren.errors import FenceLost, StoreUnavailable
 from warren.memory import Memory
 from warren.store import Store
 from warren.store_archive import Archive
+from warren.store_databases import transaction
 from warren.store_finish import Sqlite
 from warren.store_ledger import Entry, Ledger
 from warren.store_outbox import Outbox, Parcel
@@ -254,8 +255,9 @@ async def test_two_that_claim_at_once_get_two_fences(url: str) -> None:
 
 async def test_a_trip_that_fails_leaves_nothing(tmp_path: Path) -> None:
     def bare(connection: sqlite3.Connection) -> None:
-        connection.execute("INSERT INTO steps VALUES ('1', 'a', x'00', 'worker-1', 0)")
-        connection.execute("INSERT INTO nowhere VALUES (1)")
+        with transaction(connection):
+            connection.execute("INSERT INTO steps VALUES ('1', 'a', x'00', 'worker-1', 0)")
+            connection.execute("INSERT INTO nowhere VALUES (1)")
 
     def act(connection: Connection) -> None:
         connection.execute(steps.insert().values(task_id=uuid4(), name="a", value=b"", worker_id="w", at=0))
