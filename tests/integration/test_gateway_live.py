@@ -299,7 +299,7 @@ async def test_a_replay_is_resumed_by_another_gateway(rig: Rig, store_url: str) 
 
 
 async def test_slow_readers_cost_no_more_the_longer_they_wait(rig: Rig, store_url: str) -> None:
-    from warren.gateway.heard import KEPT
+    from warren.gateway.listeners import KEPT
 
     app, go = Warren(), asyncio.Event()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import struct
 from base64 import urlsafe_b64encode
@@ -9,8 +10,9 @@ from uuid import UUID
 
 import pytest
 
-from warren.gateway.auth import address_of
+from warren.gateway.auth import Caller, address_of
 from warren.gateway.limits import REMEMBERED, Buckets
+from warren.gateway.listeners import AT_ONCE, KEPT, Listener, Turns
 from warren.gateway.models import cursor_of, place_of
 from warren.gateway.problems import INPUT_SHOWN, ProblemError
 from warren.gateway.rules import methods_of, rule_for
@@ -133,3 +135,44 @@ def test_a_rule_is_of_a_method_and_a_path() -> None:
 )
 def test_a_loopback_address_is_of_this_machine_alone(address: str, is_ours: bool) -> None:
     assert is_loopback(address) is is_ours
+
+
+def listener() -> Listener:
+    return Listener(TASK, Caller("key", "ann", "tenant"))
+
+
+async def test_a_listener_hears_the_newest_of_what_happened_and_then_the_end() -> None:
+    one = listener()
+    for number in range(2 * KEPT):
+        one.tell(b"%d " % number)
+    one.wake()
+    heard = one.heard()
+    assert await anext(heard) == b"".join(b"%d " % number for number in range(KEPT, 2 * KEPT))
+    one.tell(b"late ")  # while the first are being sent
+    one.end()
+    assert [events async for events in heard] == [b"late "]
+
+
+async def test_ten_thousand_listeners_leave_every_turn_to_others() -> None:
+    turns, listeners = Turns(), [listener() for _ in range(10_000)]
+    order: list[bytes] = []
+
+    async def listen(one: Listener) -> None:
+        order.extend([events async for events in one.heard()])
+
+    async def another_request() -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        order.append(b"answered")
+
+    running = asyncio.create_task(turns.run())
+    listening = [asyncio.create_task(listen(one)) for one in listeners]
+    await asyncio.sleep(0)
+    for one in listeners:
+        one.tell(b"half")
+        one.end()
+    turns.wake_soon(listeners)
+    await asyncio.gather(*listening, another_request())
+    running.cancel()
+    assert order.count(b"half") == len(listeners)
+    assert order.index(b"answered") <= 6 * AT_ONCE

@@ -95,6 +95,7 @@ class Backend:
             loops.start("publishing connection", self._publishing.supervise())
             loops.start("consuming connection", self._consuming.supervise())
             loops.start("events", self.heard.listen())
+            loops.start("listeners", self.heard.turns.run())
             loops.start("outcomes", self.heard.watch())
             loops.start("listeners' keys", self.heard.guard())
             loops.start("lost workers", self.heard.count_the_lost())

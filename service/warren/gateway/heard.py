@@ -1,13 +1,9 @@
-"""What the gateway hears of the fleet: one subscription for everybody who listens here.
-
-A listener that is slow keeps the newest events of its task, and its outcome: neither it nor ten thousand like
-it take more memory the longer they wait.
-"""
+"""What the gateway hears of the fleet: one subscription for everybody who listens here."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -21,11 +17,13 @@ from warren.bus_delivery import Delivery
 from warren.bus_subscription import Subscription
 from warren.errors import StoreUnavailable
 from warren.gateway.auth import Caller
+from warren.gateway.listeners import Listener, Turns
 from warren.gateway.problems import later
+from warren.gateway.server_sent import happened
 from warren.metrics import Metrics
 from warren.overview import Overview, overview
 from warren.settings import Settings
-from warren.store_archive import Archive, TaskRecord
+from warren.store_archive import Archive
 from warren.store_keys import Keys
 from warren.topology import Names
 from warren_schemas import Event
@@ -33,44 +31,12 @@ from warren_schemas import Event
 log = structlog.get_logger(__name__)
 
 PATTERNS: Final = ("health.worker.#", "health.breaker.*.open", "task.#")
-KEPT: Final = 32  # events that a slow listener has before it; the oldest give way
 ALARMS: Final = 100  # openings of breakers that a replay has before it
 LOOK: Final = 0.5  # seconds between two looks for tasks that have ended
 SHORTEST: Final = 0.1  # … and if an event says that one has
 CHUNK: Final = 500  # tasks, keys or sessions that one look asks for at once
 GUARD: Final = 2.0  # seconds between two looks whether those who listen still may, and for lost workers
 ENDED: Final = frozenset({"succeeded", "dead", "cancelled"})
-
-
-class Listener:
-    """Somebody who wants to know what happens to one task, and whose key allows it."""
-
-    def __init__(self, task_id: UUID, caller: Caller) -> None:
-        self.task_id, self.caller = task_id, caller
-        self._events: deque[Event] = deque(maxlen=KEPT)
-        self._wake = asyncio.Event()
-        self._is_over = False
-        self.ended: TaskRecord | None = None
-
-    def tell(self, event: Event) -> None:
-        """Something has happened."""
-        self._events.append(event)
-        self._wake.set()
-
-    def end(self, record: TaskRecord | None = None) -> None:
-        """The task has ended so, or (without a record) the gateway, the key or the session has."""
-        self._is_over, self.ended = True, record
-        self._wake.set()
-
-    async def events(self) -> AsyncIterator[Event]:
-        """What happens, until it is over."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._events:
-                yield self._events.popleft()
-            if self._is_over:
-                return
 
 
 class Heard:
@@ -84,6 +50,7 @@ class Heard:
         self._listeners: dict[UUID, set[Listener]] = {}
         self._alarms: set[asyncio.Queue[Event]] = set()
         self._look = asyncio.Event()
+        self.turns = Turns()
         self._listening: Counter[str] = Counter()  # by user
         self._subscription = Subscription(
             connection,
@@ -124,6 +91,7 @@ class Heard:
             self._listening[user_id] -= 1
             if not self._listening[user_id]:
                 del self._listening[user_id]
+            self.turns.forget(listener)
             self._listeners[listener.task_id].discard(listener)
             if not self._listeners[listener.task_id]:
                 del self._listeners[listener.task_id]
@@ -150,6 +118,7 @@ class Heard:
         for listeners in self._listeners.values():
             for listener in listeners:
                 listener.end()
+                listener.wake()
 
     # -- loops --------------------------------------------------------------------------------------------
 
@@ -187,18 +156,20 @@ class Heard:
         valid = await _those(self._keys.valid, {one.caller.key_id for one in listeners})
         sessions = {one.caller.session for one in listeners if one.caller.session is not None}
         live = await _those(self._keys.live_sessions, sessions)
-        for listener in listeners:
-            caller = listener.caller
-            if caller.key_id not in valid or (caller.session is not None and caller.session not in live):
-                listener.end()
+        locked_out = [one for one in listeners if not _may_listen(one.caller, valid, live)]
+        for listener in locked_out:
+            listener.end()
+        self.turns.wake_soon(locked_out)
 
     async def _end_those_that_have(self) -> None:
         task_ids = list(self._listeners)
         for start in range(0, len(task_ids), CHUNK):
             for task_id in await self._archive.ended(task_ids[start : start + CHUNK]):
                 record = await self._archive.task(task_id)  # once, however many listen
-                for listener in self._listeners.get(task_id, ()):
+                listeners = self._listeners.get(task_id, set())
+                for listener in listeners:
                     listener.end(record)
+                self.turns.wake_soon(listeners)
 
     def _on_delivery(self, delivery: Delivery) -> None:
         delivery.ack()
@@ -230,11 +201,17 @@ class Heard:
         if event.state in ENDED:
             self._look.set()  # the store says how it has ended
             return
+        told = happened(event)  # once, however many listen
         for listener in listeners:
-            listener.tell(event)
+            listener.tell(told)
+        self.turns.wake_soon(listeners)
 
     def _excuse_everybody(self) -> None:
         self.metrics.excuse(self.now() + self._grace)
+
+
+def _may_listen(caller: Caller, valid: set[str], live: set[str]) -> bool:
+    return caller.key_id in valid and (caller.session is None or caller.session in live)
 
 
 async def _those(ask: Callable[[Sequence[str]], Awaitable[set[str]]], names: Iterable[str]) -> set[str]:

@@ -7,18 +7,18 @@ from typing import Final
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic_core import to_json
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from warren.gateway.auth import TheCaller
-from warren.gateway.heard import Heard, Listener
+from warren.gateway.heard import Heard
+from warren.gateway.listeners import Listener
 from warren.gateway.models import TheBackend
 from warren.gateway.problems import problems
 from warren.gateway.rules import API
+from warren.gateway.server_sent import SEPARATOR, outcome, status
 from warren.gateway.tasks import find
 from warren.store_archive import TaskRecord
-from warren_schemas import Event
 
 router = APIRouter(prefix=API, tags=["tasks"])
 
@@ -67,7 +67,7 @@ class _Stream(EventSourceResponse):
     """Listens while it is sent, and not a moment longer, however that ends."""
 
     def __init__(self, heard: Heard, listener: Listener, record: TaskRecord) -> None:
-        super().__init__(_told(listener, record), ping=HEARTBEAT, send_timeout=SEND, sep="\n")
+        super().__init__(_told(listener, record), ping=HEARTBEAT, send_timeout=SEND, sep=SEPARATOR)
         self._place = heard.listened(listener)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,19 +76,10 @@ class _Stream(EventSourceResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _told(listener: Listener, record: TaskRecord) -> AsyncIterator[ServerSentEvent]:
+async def _told(listener: Listener, record: TaskRecord) -> AsyncIterator[bytes]:
     """It asks the store for nothing: once a stream has begun, there is no way to say that it is away."""
-    yield _event("status", {"task_id": str(record.task_id), "status": record.status})
-    async for event in listener.events():
-        yield _of(event)
+    yield status(record)
+    async for events in listener.heard():
+        yield events
     if listener.ended is not None:
-        yield _event("outcome", listener.ended.as_result().model_dump(mode="json"))
-
-
-def _of(event: Event) -> ServerSentEvent:
-    told = {name: value for name, value in event.details.items() if name != "task_id"}
-    return _event(event.state, {**told, "at": event.at, "reason": event.reason}, str(event.event_id))
-
-
-def _event(name: str, data: object, event_id: str | None = None) -> ServerSentEvent:
-    return ServerSentEvent(data=to_json(data).decode(), event=name, id=event_id)
+        yield outcome(listener.ended)
