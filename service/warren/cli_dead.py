@@ -38,6 +38,7 @@ from warren.cli_dead_options import (
 from warren.cli_shared import err, examples, out, print_line, print_wide, valid_id
 from warren.errors import WarrenError
 from warren.store import Store
+from warren.store_audit import by_account
 from warren.store_dead import NOT_READ_YET, DeadIndex, DeadLetter, DeadTask, Filter, Group
 
 cli = typer.Typer(
@@ -245,7 +246,8 @@ async def _discard(store: Store, selected: Filter, limit: int | None, *, dry_run
             return
         if count and not yes:
             ask(FOR_GOOD.format(f"{count} discarded dead letters"))
-        err.print(f"{await index.discard(selected, limit)} discarded")
+        note = by_account("dead.discard", selected.as_json() | {"limit": limit})
+        err.print(f"{await index.discard(selected, limit, note)} discarded")
 
 
 def _table(*columns: str) -> Table:

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
 from typing import Annotated, Final
 
 import typer
@@ -40,6 +41,7 @@ from warren.client import Client
 from warren.errors import BrokerError, ConfigurationError, StoreUnavailable
 from warren.settings import Settings
 from warren.store import Store
+from warren.store_audit import by_account
 from warren.store_dead import DeadIndex, Filter
 from warren.store_replay import Plan, Replay
 from warren_schemas import Event
@@ -156,11 +158,14 @@ async def _tell_plan(store: Store, plan: Plan) -> None:
 async def _replay(store: Store, settings: Settings, plan: Plan, resume: str | None, *, yes: bool) -> None:
     async with store:
         if resume is not None:
-            replay = await engine.resumable(store, resume)
+            replay = await engine.resumable(store, resume, by_account("dead.resume"))
         elif count := await selected_count(DeadIndex(store), plan.wanted, plan.limit):
             if not yes and is_everything(plan.wanted, plan.limit):
                 ask(f"Replay {count} dead letters?")
-            replay = await engine.begin(store, plan)
+            # Without the edit, which may hold what whoever reads the audit need not see.
+            details = asdict(plan) | {"wanted": plan.wanted.as_json()}
+            del details["edit"]
+            replay = await engine.begin(store, plan, by_account("dead.replay", details))
         else:
             err.print("0 replayed: there is no such dead letter")
             return

@@ -18,6 +18,7 @@ from warren.errors import ConfigurationError, WarrenError
 from warren.failure import what_does_not_fit
 from warren.settings import Settings
 from warren.store import Store
+from warren.store_audit import by_account
 from warren.store_outbox import body_of
 from warren.store_schedules import Schedule, Schedules, task_of
 from warren_schemas import AGENT_TYPE_PATTERN, Priority
@@ -95,7 +96,10 @@ def _check_task(schedule: Schedule, settings: Settings) -> None:
 
 async def _add(store: Store, schedule: Schedule) -> Schedule:
     async with store:
-        return await Schedules(store).add(schedule)
+        # Without the payload: whoever reads the audit need not read that.
+        details = {name: getattr(schedule, name) for name in ("agent_type", "cron", "user_id", "priority")}
+        details |= {"payload_bytes": len(schedule.payload)}
+        return await Schedules(store).add(schedule, by_account("schedule.add", details))
 
 
 @cli.command("list", epilog="Example: warren schedule list --json")
@@ -168,7 +172,7 @@ async def _remove(store: Store, name: str, *, force: bool) -> None:
                 f"the schedule {name!r} comes from its agent: take every= out of the code and start its "
                 "workers again. If no worker has that agent any more, use --force."
             )
-        if not await schedules.remove(name):
+        if not await schedules.remove(name, by_account("schedule.remove")):
             raise WarrenError(
                 f"there is no schedule {name!r}: `warren schedule list` shows those that there are"
             )

@@ -13,6 +13,7 @@ from warren.bus_publisher import Publisher
 from warren.client_store import ClientStore
 from warren.control import Command, control_message
 from warren.errors import PublishError
+from warren.store_audit import by_account
 from warren.store_control import Cancelled
 from warren.store_schema import FINAL, SCHEDULED
 from warren.topology import Names
@@ -48,7 +49,7 @@ class ClientControl:
 
     async def cancel(self, task_id: UUID, arrived: asyncio.Queue[Event], seconds: float) -> Cancellation:
         """Cancel a task; `arrived` is where events about cancelled tasks come in from now on."""
-        decided = await (await self._store.board()).cancel(task_id)
+        decided = await (await self._store.board()).cancel(task_id, by_account("task.cancel"))
         if decided.had_ended:
             return Cancellation(task_id, decided.before, None)
         await self._tell(Command(action="cancel", task_id=task_id))
@@ -59,13 +60,13 @@ class ClientControl:
 
     async def pause(self, agent_type: str) -> bool:
         """Pause an agent type. False: it was paused already."""
-        changed = await (await self._store.board()).pause(agent_type)
+        changed = await (await self._store.board()).pause(agent_type, by_account("agent.pause"))
         await self._tell(Command(action="pause", agent_type=agent_type))
         return changed
 
     async def resume(self, agent_type: str) -> bool:
         """Resume an agent type. False: it was not paused."""
-        changed = await (await self._store.board()).resume(agent_type)
+        changed = await (await self._store.board()).resume(agent_type, by_account("agent.resume"))
         await self._tell(Command(action="resume", agent_type=agent_type))
         return changed
 

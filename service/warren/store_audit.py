@@ -6,6 +6,8 @@ without a deed.
 
 from __future__ import annotations
 
+import os
+import pwd
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from warren.store_schema import audit, fitting
 class Note:
     """What is written down of something that somebody does, for example `key.revoke`.
 
-    `actor_key_id` is None for the command line.
+    `user_id` is who does it. Without a key, `actor_key_id` is None, and that is an account of this machine.
     """
 
     actor_key_id: str | None
@@ -43,9 +45,19 @@ class Note:
         connection.execute(audit.insert().values(new))
 
 
+def by_account(action: str, details: JsonValue = None) -> Note:
+    """What a program or the command line does: whoever reaches the store needs no key."""
+    uid = os.getuid()
+    try:
+        account = pwd.getpwuid(uid).pw_name
+    except KeyError:  # as in a container that runs as any number
+        account = f"uid {uid}"
+    return Note(None, account, action, details)
+
+
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """One thing that somebody did. `actor_key_id` is None for the command line.
+    """One thing that somebody did. Without a key, `actor_key_id` is None, and `user_id` an account's name.
 
     `details` that cannot be read are `{"unreadable": TEXT}`.
     """

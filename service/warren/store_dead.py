@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from pydantic import JsonValue
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, literal_column, or_, select
 
 from warren.store import Store
@@ -46,6 +47,10 @@ class Filter:
     user_id: str | None = None
     since: float | None = None
     before: float | None = None
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """What is meant, without what is any."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def condition(self) -> ColumnElement[bool]:
         """The same for the database."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import re
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from tests.faults import cli
 from warren.store import Store
 from warren.store_audit import Audit
 from warren.store_keys import Keys
+
+ACCOUNT = pwd.getpwuid(os.getuid()).pw_name
 
 
 @pytest.fixture
@@ -57,10 +61,11 @@ async def test_a_key_is_made_listed_and_revoked(url: str) -> None:
     async with Store(url) as store:
         rows = await Audit(store).list(10)
     assert [(row.action, row.subject, row.user_id, row.actor_key_id) for row in rows] == [
-        ("key.revoke", key_id, "acme", None),
-        ("key.create", key_id, "acme", None),
+        ("key.revoke", key_id, ACCOUNT, None),
+        ("key.create", key_id, ACCOUNT, None),
     ]
-    assert rows[1].details == {"role": "operator", "expires_at": kept.expires_at}
+    assert rows[0].details == {"user": "acme"}
+    assert rows[1].details == {"user": "acme", "role": "operator", "expires_at": kept.expires_at}
 
 
 async def test_a_key_is_a_tenants_that_never_expires_unless_said_otherwise(url: str) -> None:

@@ -13,6 +13,8 @@ from tests.rig import Rig, eventually, publish
 from warren import Warren
 from warren.client import make_task
 from warren.errors import TaskFailed
+from warren.store import Store
+from warren.store_audit import Audit
 
 
 @pytest.fixture
@@ -134,6 +136,12 @@ async def test_a_paused_type_waits_and_others_go_on(rig: Rig, store: str) -> Non
         assert not scene.started
         assert await client.resume("gated")
         assert await result == "a"
+    async with Store(store) as kept:
+        rows = await Audit(kept).list(10)
+    assert [(row.action, row.subject, row.actor_key_id) for row in rows] == [
+        ("agent.resume", "gated", None),
+        ("agent.pause", "gated", None),
+    ]
 
 
 async def test_a_worker_that_starts_later_knows_what_is_paused(rig: Rig, store: str) -> None:

@@ -15,6 +15,7 @@ from tests.rig import PATIENCE, eventually
 from warren.gateway import walls
 from warren.gateway.auth import COOKIE, Guests, Shown
 from warren.gateway.heard import GUARD
+from warren.gateway.rules import PROBES
 from warren.store import Store
 from warren.store_keys import Key, Keys, hash_of
 
@@ -31,8 +32,9 @@ async def test_an_address_without_a_good_key_is_slowed_down_and_others_are_not(s
         wrong = await front.client(WRONG, **{"X-Forwarded-For": "203.0.113.7"})
         answers = [(await wrong.get(f"{API}/session")).status_code for _ in range(30)]
         assert answers == [401] * 20 + [429] * 10
-        refused = is_problem(await wrong.get("/readyz"), 429)
+        refused = is_problem(await wrong.get(f"{API}/openapi.json"), 429)
         assert (refused["type"], refused["burst"]) == ("urn:warren:problem:rate-limited", 20)
+        assert [(await wrong.get(probe)).status_code for probe in PROBES] == [200, 200]
         ann = await front.caller("ann")
         ann.headers["X-Forwarded-For"] = "203.0.113.8"
         assert (await ann.get(f"{API}/session")).status_code == 200
@@ -74,7 +76,9 @@ async def test_a_network_of_ipv6_is_one_address(store_url: str) -> None:
     async with door(store_url, gateway_rate=0.01, gateway_burst=2) as front:
         client = await front.client()
         answers = [
-            (await client.get("/healthz", headers={"X-Forwarded-For": f"2001:db8::{number:x}"})).status_code
+            (
+                await client.get(f"{API}/openapi.json", headers={"X-Forwarded-For": f"2001:db8::{number:x}"})
+            ).status_code
             for number in range(4)
         ]
         assert answers == [200, 200, 429, 429]

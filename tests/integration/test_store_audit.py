@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
@@ -173,3 +175,30 @@ async def test_the_command_prunes_it_too(url: str, store: Store) -> None:
     code, out, _ = await cli(*prune, "--audit-older-than", "30d", WARREN_STORE_URL=url)
     assert (code, out) == (0, "0 tasks deleted\n1 rows of the audit deleted\n")
     assert await written(store) == [("now", "x")]
+
+
+async def test_the_command_line_leaves_rows_of_the_account_that_runs_it(url: str, store: Store) -> None:
+    await Letters(store).take_in([letter()])
+    for command in (
+        ("schedule", "add", "nightly", "greet", "@daily", "--payload", '"hunter2"'),
+        ("schedule", "remove", "nightly"),
+        ("dead", "discard", "--agent-type", "greet", "--yes"),
+    ):
+        code, _, err = await cli(*command, WARREN_STORE_URL=url)
+        assert code == 0, err
+    rows = (await Audit(store).list(10))[::-1]
+    assert [(row.action, row.subject) for row in rows] == [
+        ("schedule.add", "nightly"),
+        ("schedule.remove", "nightly"),
+        ("dead.discard", "dead letters"),
+    ]
+    account = pwd.getpwuid(os.getuid()).pw_name
+    assert {(row.actor_key_id, row.user_id) for row in rows} == {(None, account)}
+    assert rows[0].details == {
+        "agent_type": "greet",
+        "cron": "@daily",
+        "user_id": "default",
+        "priority": "medium",
+        "payload_bytes": len('"hunter2"'),
+    }
+    assert rows[2].details == {"agent_type": "greet", "limit": None}

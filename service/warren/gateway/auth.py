@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from warren.gateway.limits import Buckets
 from warren.gateway.problems import ProblemError, later, not_found
-from warren.gateway.rules import RANK, methods_of, rule_for
+from warren.gateway.rules import PROBES, RANK, methods_of, rule_for
 from warren.store_keys import Key, Keys, Role, hash_of
 
 COOKIE: Final = "warren_session"
@@ -108,6 +108,8 @@ class Gatekeeper:
         need = rule_for(scope["method"], scope["path"])
         if need is None:
             raise _nothing_there(scope["method"], scope["path"])
+        if scope["path"] in PROBES:
+            return
         if need == "nobody":
             charge(self._strangers, address_of(scope), "this address, without a key,")
             return

@@ -28,14 +28,16 @@ class Readiness(BaseModel):
     parts: dict[Literal["store", "broker"], Literal["up", "down"]]
 
 
-_NOT_READY: Final = problems(is_open=True)[503] | {
+# Probes are not counted against an address.
+_PROBLEMS: Final = {status: shown for status, shown in problems(is_open=True).items() if status != 429}
+_NOT_READY: Final = _PROBLEMS[503] | {
     "model": Readiness,
     "description": "The store is down: nothing can be taken. A problem, where there are too many requests.",
 }
 
 
 @router.head("/healthz", include_in_schema=False)
-@router.get("/healthz", summary="Is the process alive?", responses=problems(is_open=True))
+@router.get("/healthz", summary="Is the process alive?", responses=_PROBLEMS)
 async def healthz() -> Health:
     """Answers as long as the process does. It asks nothing of the store or the broker."""
     return Health()
@@ -45,7 +47,7 @@ async def healthz() -> Health:
 @router.get(
     "/readyz",
     summary="Can it serve requests?",
-    responses={**problems(is_open=True), 503: _NOT_READY},
+    responses={**_PROBLEMS, 503: _NOT_READY},
 )
 async def readyz(backend: TheBackend, response: Response) -> Readiness:
     """Says which part is not there.

@@ -12,6 +12,9 @@ from warren.store_keys import Role
 Need = Literal["nobody", "tenant", "operator", "admin"]
 """The least role that a caller has to have; `nobody` needs no key."""
 
+PROBES: Final = ("/healthz", "/readyz")
+"""What costs next to nothing, and must answer however many come from the same address."""
+
 RANK: Final[Mapping[Need | Role, int]] = {"nobody": 0, "tenant": 1, "operator": 2, "admin": 3}
 
 API: Final = "/api/v1"
