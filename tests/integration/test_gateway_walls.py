@@ -8,6 +8,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from tests.gateways import API, Door, door, is_problem, stream, submit, task
 from tests.rig import PATIENCE, eventually
@@ -167,6 +168,28 @@ async def test_all_bodies_together_are_limited(store_url: str) -> None:
         assert int(refused.headers["retry-after"]) > 0
         for _ in range(3):  # what was held before is given back
             await submit(ann, "x" * 6000)
+
+
+async def test_one_users_bodies_leave_room_for_others(store_url: str) -> None:
+    async with door(store_url, gateway_max_bodies_bytes=10_000) as front:
+        ann, bob = await front.caller("ann"), await front.caller("bob")
+        _, writer = await knock(front, ann.headers["Authorization"], 9000)
+        writer.write(b" " * 6000)  # the rest does not come
+
+        async def is_refused() -> bool:
+            return (await ann.post(f"{API}/tasks", json=task("x" * 2000))).status_code == 429
+
+        await eventually(is_refused, "what was begun is counted")
+        refused = await ann.post(f"{API}/tasks", json=task("x" * 2000))
+        assert is_problem(refused, 429)["type"] == "urn:warren:problem:too-many-bodies"
+        await submit(bob, "x" * 2000)
+        is_problem(await bob.post(f"{API}/tasks", json=task("x" * 5000)), 503)
+        writer.close()
+        await eventually(lambda: is_taken(ann), "who goes away gives back what was held")
+
+
+async def is_taken(client: httpx.AsyncClient) -> bool:
+    return (await client.post(f"{API}/tasks", json=task("x" * 2000))).status_code == 202
 
 
 async def knock(front: Door, secret: str, length: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -6,6 +6,7 @@ Plain ASGI, so that an answer that streams is passed on as it comes.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -14,6 +15,7 @@ from pydantic_core import from_json
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from warren.gateway.auth import Caller
 from warren.gateway.problems import ProblemError, later, problem_of
 from warren.gateway.rules import rule_for
 
@@ -135,12 +137,13 @@ class Hosts:
 class Bodies:
     """Reads bodies before anybody else does: JSON, not too large, not too slow, not too many at once.
 
-    `budget` is in bytes, of all bodies that are being read or worked on.
+    `budget` is in bytes, of all bodies that are being read or worked on. No user may hold more of it than is
+    left (dynamic thresholds, as in shared buffers of switches): one alone comes to half of it.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, budget: int, seconds: float) -> None:
         self._app, self._max_bytes, self._seconds = app, max_bytes, seconds
-        self._budget, self._held = budget, 0
+        self._budget, self._held = budget, Counter[str]()  # by user
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on with its whole body; one that goes away before it is complete, not at all."""
@@ -157,7 +160,8 @@ class Bodies:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise ProblemError(415, f"the body must be application/json, not {kind or 'without a type'!r}")
-        with self._account() as hold:
+        caller: Caller | None = scope.get("state", {}).get("caller")
+        with self._account(caller.user_id if caller else "") as hold:
             body = await self._read(receive, most, hold)
             if body is None:
                 return
@@ -165,21 +169,30 @@ class Bodies:
             await self._app(scope, _again(body, receive), send)
 
     @contextmanager
-    def _account(self) -> Iterator[Callable[[int], None]]:
-        """Counts what a request holds of the budget, until it is answered. Raises 503 where it is used up."""
+    def _account(self, user_id: str) -> Iterator[Callable[[int], None]]:
+        """Counts what a request holds of the budget, until it is answered.
+
+        Raises 503 where it is used up, 429 where the user's share of it is.
+        """
         held = 0
 
         def hold(size: int) -> None:
             nonlocal held
-            if self._held + size > self._budget:
+            left = self._budget - self._held.total()
+            if size > left:
                 raise later(503, "too many bodies are being read: try again", kind="too-many-bodies")
+            if self._held[user_id] + size > left:
+                told = f"too many bodies of {user_id or 'callers without a key'} are being read: try again"
+                raise later(429, told, kind="too-many-bodies")
             held += size
-            self._held += size
+            self._held[user_id] += size
 
         try:
             yield hold
         finally:
-            self._held -= held
+            self._held[user_id] -= held
+            if not self._held[user_id]:
+                del self._held[user_id]
 
     async def _read(self, receive: Receive, most: int, hold: Callable[[int], None]) -> bytes | None:
         body = bytearray()
