@@ -76,7 +76,7 @@ def _end(expires: str) -> float:
 
 async def _create(store: Store, user: str, role: Role, expires_at: float | None) -> tuple[Key, str]:
     async with store:
-        note = by_account("key.create", {"user": user, "role": role, "expires_at": expires_at})
+        note = by_account("key.create", {"user_id": user, "role": role, "expires_at": expires_at})
         return await Keys(store).create(user, role, expires_at, note)
 
 
@@ -127,7 +127,7 @@ async def _revoke(store: Store, key_id: str) -> None:
         owner = {key.key_id: key.user_id for key in await keys.list()}.get(key_id)
         if owner is None:
             raise WarrenError(f"there is no key {key_id!r}: `warren key list` shows those that there are")
-        if not await keys.revoke(key_id, by_account("key.revoke", {"user": owner})):
+        if not await keys.revoke(key_id, by_account("key.revoke", {"user_id": owner})):
             raise WarrenError(f"the key {key_id!r} was revoked before")
 
 

@@ -64,8 +64,8 @@ async def test_a_key_is_made_listed_and_revoked(url: str) -> None:
         ("key.revoke", key_id, ACCOUNT, None),
         ("key.create", key_id, ACCOUNT, None),
     ]
-    assert rows[0].details == {"user": "acme"}
-    assert rows[1].details == {"user": "acme", "role": "operator", "expires_at": kept.expires_at}
+    assert rows[0].details == {"user_id": "acme"}
+    assert rows[1].details == {"user_id": "acme", "role": "operator", "expires_at": kept.expires_at}
 
 
 async def test_a_key_is_a_tenants_that_never_expires_unless_said_otherwise(url: str) -> None:

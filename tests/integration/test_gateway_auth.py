@@ -214,6 +214,15 @@ async def test_other_sites_change_nothing_with_a_browsers_session(
     assert (await with_a_key.post(f"{API}/tasks", json=task(), headers=headers)).status_code == 202
 
 
+async def test_a_key_that_ends_before_it_begins_is_not_made(front: Door) -> None:
+    admin = await front.caller("root", "admin")
+    past = {"user_id": "ann", "role": "tenant", "expires_at": "2001-01-01T00:00:00Z"}
+    wrong = is_problem(await admin.post(f"{API}/keys", json=past), 422)
+    assert [(one["where"], one["message"]) for one in wrong["errors"]] == [
+        (["body", "expires_at"], "has passed already")
+    ]
+
+
 async def test_what_is_done_is_written_down(front: Door) -> None:
     admin = await front.caller("root", "admin")
     task_id = await submit(admin)

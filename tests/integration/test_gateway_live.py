@@ -71,8 +71,27 @@ async def test_a_task_is_followed_to_its_outcome(rig: Rig, store_url: str) -> No
     assert front.backend.heard.listening == 0
 
 
+class Crowd:
+    """Agents of which the first wait until as many run as may run at once; `peak` is the most that did."""
+
+    def __init__(self, size: int) -> None:
+        self.app, self.peak = Warren(), 0
+        self._running, self._size, self._all_here = 0, size, asyncio.Event()
+        self.app.agent("echo")(self.echo)
+
+    async def echo(self, payload: Any) -> Any:
+        self._running += 1
+        self.peak = max(self.peak, self._running)
+        if self._running == self._size:
+            self._all_here.set()
+        await self._all_here.wait()
+        self._running -= 1
+        return payload
+
+
 async def test_ten_requests_of_a_hundred_tasks_from_five_users(rig: Rig, store_url: str) -> None:
-    async with front_of(rig, store_url) as front, rig.worker(echo_app(), store_url=store_url):
+    crowd = Crowd(rig.settings.prefetch)
+    async with front_of(rig, store_url) as front, rig.worker(crowd.app, store_url=store_url):
         users = [await front.caller(f"user-{number}") for number in range(5)]
         answers = await asyncio.gather(
             *(users[n % 5].post(f"{API}/tasks", json=[task([n, i]) for i in range(100)]) for n in range(10))
@@ -85,6 +104,9 @@ async def test_ten_requests_of_a_hundred_tasks_from_five_users(rig: Rig, store_u
             return len(page.json()["tasks"]) == 1000
 
         await eventually(all_done, "all have succeeded", 60)
+        task_ids = [item["task_id"] for answer in answers for item in answer.json()["tasks"]]
+        assert len(set(task_ids)) == 1000
+    assert (rig.settings.prefetch, crowd.peak) == (200, 200)
 
 
 async def test_submits_go_on_while_the_broker_is_away(rig: Rig, store_url: str) -> None:

@@ -175,7 +175,8 @@ async def test_a_schedule_is_added_listed_and_removed(front: Door) -> None:
     added = (await client.post(f"{API}/schedules", json=wanted)).json()
     assert (added["user_id"], added["made_by"], added["payload"]) == ("op", "person", {"d": 1})
     assert (await client.get(f"{API}/schedules")).json() == [added]
-    is_problem(await client.post(f"{API}/schedules", json=wanted | {"cron": "every day"}), 422)
+    wrong = is_problem(await client.post(f"{API}/schedules", json=wanted | {"cron": "every day"}), 422)
+    assert [one["where"] for one in wrong["errors"]] == [["body", "cron"]]
     assert (await client.delete(f"{API}/schedules/nightly")).status_code == 204
     is_problem(await client.delete(f"{API}/schedules/nightly"), 404)
 

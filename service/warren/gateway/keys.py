@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from warren.gateway.auth import TheCaller
 from warren.gateway.models import TheBackend, TheGuests, Time, moment, time_of
-from warren.gateway.problems import ProblemError, not_found, problems
+from warren.gateway.problems import not_found, problems, unfit
 from warren.gateway.rules import API
 from warren.gateway.texts import Text
 from warren.store_keys import Key, Role
@@ -75,7 +75,7 @@ async def make_key(new: NewKey, backend: TheBackend, caller: TheCaller) -> MadeK
     """The secret is in the answer, and nowhere else: only its hash is kept."""
     expires_at = None if new.expires_at is None else new.expires_at.timestamp()
     if new.expires_at is not None and new.expires_at <= datetime.now(UTC):
-        raise ProblemError(422, f"expires_at {new.expires_at.isoformat()} has passed already")
+        raise unfit("body", "expires_at", message="has passed already", got=new.expires_at.isoformat())
     note = backend.note(
         caller, "key.create", {"user_id": new.user_id, "role": new.role, "expires_at": expires_at}
     )

@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic_core import from_json, to_json
 
 from warren import cron
+from warren.errors import ConfigurationError
 from warren.gateway.auth import TheCaller
 from warren.gateway.models import TheBackend, moment, time_of
-from warren.gateway.problems import ProblemError, not_found, problems
+from warren.gateway.problems import ProblemError, not_found, problems, unfit
 from warren.gateway.rules import API
 from warren.gateway.texts import Text
 from warren.store_schedules import Schedule, Schedules
@@ -73,7 +74,10 @@ async def add(wanted: ScheduleIn, backend: TheBackend, caller: TheCaller) -> Sch
         user_id=wanted.user_id or caller.user_id,
         priority=wanted.priority,
     )
-    cron.check(wanted.cron)
+    try:
+        cron.check(wanted.cron)
+    except ConfigurationError as error:
+        raise unfit("body", "cron", message=str(error), got=wanted.cron) from error
     # Without the payload: whoever reads the audit need not read that.
     details = wanted.model_dump(mode="json", exclude={"payload"}) | {"payload_bytes": len(payload)}
     return _view(await Schedules(backend.store).add(schedule, backend.note(caller, "schedule.add", details)))
