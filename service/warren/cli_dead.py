@@ -246,7 +246,7 @@ async def _discard(store: Store, selected: Filter, limit: int | None, *, dry_run
             return
         if count and not yes:
             ask(FOR_GOOD.format(f"{count} discarded dead letters"))
-        note = by_account("dead.discard", selected.as_json() | {"limit": limit})
+        note = by_account("dead.discard", {"wanted": selected.as_json(), "limit": limit})
         err.print(f"{await index.discard(selected, limit, note)} discarded")
 
 

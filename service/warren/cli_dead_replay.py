@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict
 from typing import Annotated, Final
 
 import typer
@@ -107,9 +106,7 @@ def replay(
     if from_queue:
         if edit is not None or resume is not None or from_scratch or keep_going:
             raise ConfigurationError("--edit, --resume, --from-scratch and --keep-going need the store")
-        asks = is_everything(selected, limit) and not (dry_run or yes)
-        selection = of_queue(selected, limit)
-        runtime.run(cli_dead_queue.replay(settings, selection, dry_run=dry_run, asks=asks))
+        _replay_from_queue(settings, selected, limit, dry_run=dry_run, yes=yes)
         return
     if resume is not None and (selected != Filter() or edit is not None or limit is not None or dry_run):
         raise ConfigurationError(
@@ -132,6 +129,14 @@ def replay(
         runtime.run(_tell_plan(store, plan))
     else:
         runtime.run(_replay(store, settings, plan, resume, yes=yes))
+
+
+def _replay_from_queue(
+    settings: Settings, selected: Filter, limit: int | None, *, dry_run: bool, yes: bool
+) -> None:
+    asks = is_everything(selected, limit) and not (dry_run or yes)
+    selection = of_queue(selected, limit)
+    runtime.run(cli_dead_queue.replay(settings, selection, dry_run=dry_run, asks=asks))
 
 
 def _per_second(text: str) -> float:
@@ -162,10 +167,7 @@ async def _replay(store: Store, settings: Settings, plan: Plan, resume: str | No
         elif count := await selected_count(DeadIndex(store), plan.wanted, plan.limit):
             if not yes and is_everything(plan.wanted, plan.limit):
                 ask(f"Replay {count} dead letters?")
-            # Without the edit, which may hold what whoever reads the audit need not see.
-            details = asdict(plan) | {"wanted": plan.wanted.as_json()}
-            del details["edit"]
-            replay = await engine.begin(store, plan, by_account("dead.replay", details))
+            replay = await engine.begin(store, plan, by_account("dead.replay", plan.without_edit()))
         else:
             err.print("0 replayed: there is no such dead letter")
             return

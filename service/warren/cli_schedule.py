@@ -96,10 +96,8 @@ def _check_task(schedule: Schedule, settings: Settings) -> None:
 
 async def _add(store: Store, schedule: Schedule) -> Schedule:
     async with store:
-        # Without the payload: whoever reads the audit need not read that.
-        details = {name: getattr(schedule, name) for name in ("agent_type", "cron", "user_id", "priority")}
-        details |= {"payload_bytes": len(schedule.payload)}
-        return await Schedules(store).add(schedule, by_account("schedule.add", details))
+        note = by_account("schedule.add", schedule.without_payload())
+        return await Schedules(store).add(schedule, note)
 
 
 @cli.command("list", epilog="Example: warren schedule list --json")

@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     gateway_listeners: int = Field(10_000, ge=1, description="Streams of events that may be open at once.")
     gateway_listeners_per_user: int = Field(1000, ge=1, description="Of these, streams of one user.")
     gateway_max_bodies_bytes: int = Field(
-        256 * MIB, ge=1, description="Bodies of all requests that are held at once; one user's, up to half."
+        256 * MIB, ge=1, description="Bytes of all bodies that are held at once; of one user's, up to half."
     )
     gateway_trusted_proxies: str = Field(
         "127.0.0.1,::1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -81,10 +82,7 @@ class Sqlite:
         statement, values = (self._good, _good_values) if good else (self._any, _any_values)
         now = time.time()
         rows = [(task_id.hex, *rest, now, now) for task_id, *rest in map(values, group)]
-        # Before version 3.32 SQLite takes 999 values in one statement (https://sqlite.org/limits.html).
-        most = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(rows[0])
-        parts = (rows[start : start + most] for start in range(0, len(rows), most))
-        return list(chain.from_iterable(statement.write(connection, part) for part in parts))
+        return statement.write(connection, rows)
 
 
 class Postgresql:
@@ -167,16 +165,14 @@ class _SqliteStatement:
 
     def write(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> list[bool]:
         """Write the rows in one transaction: of each, whether it counts."""
-        places = ", ".join([self._row] * len(rows))
-        try:
-            connection.execute(
-                f"{self._head} VALUES {places} ON CONFLICT {self._tail}", tuple(chain.from_iterable(rows))
-            )
-        except sqlite3.IntegrityError:  # some were overtaken, which is rare: only one by one tells which
-            return self._write_singly(connection, rows)
-        return [True] * len(rows)
-
-    def _write_singly(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> list[bool]:
+        values = tuple(chain.from_iterable(rows))
+        # Before version 3.32 SQLite takes 999 values in one statement (https://sqlite.org/limits.html).
+        if len(values) <= connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER):
+            places = ", ".join([self._row] * len(rows))
+            # Refused when some were overtaken, which is rare: only one by one tells which.
+            with suppress(sqlite3.IntegrityError):
+                connection.execute(f"{self._head} VALUES {places} ON CONFLICT {self._tail}", values)
+                return [True] * len(rows)
         with transaction(connection):
             return [connection.execute(self._single, row).rowcount > 0 for row in rows]
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
+from pydantic import JsonValue
 from pydantic_core import from_json, to_json
 from sqlalchemy import (
     ColumnElement,
@@ -55,6 +56,11 @@ class Plan:
     from_scratch: bool = False
     keep_going: bool = False
     timeout: float = 600.0
+
+    def without_edit(self) -> dict[str, JsonValue]:
+        """What it is, for whoever reads the audit: an edit may hold what they need not see."""
+        said = asdict(replace(self, edit=None)) | {"wanted": self.wanted.as_json()}
+        return {name: value for name, value in said.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 from uuid import UUID, uuid5
 
 import structlog
+from pydantic import JsonValue
 from pydantic_core import from_json
 from sqlalchemy import Connection, CursorResult, RowMapping, case, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -52,6 +53,16 @@ class Schedule:
     made_by: MadeBy = "person"
     next_at: float = 0.0
     last_at: float | None = None
+
+    def without_payload(self) -> dict[str, JsonValue]:
+        """What it is, for whoever reads the audit and need not read that."""
+        return {
+            "agent_type": self.agent_type,
+            "cron": self.cron,
+            "user_id": self.user_id,
+            "priority": self.priority,
+            "payload_bytes": len(self.payload),
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ async def test_winners_and_losers_in_one_group(ledger: Ledger) -> None:
     assert [row and row["result"] for row in kept][:2] == [b'"Hello"', None]
 
 
-async def test_an_sqlite_that_takes_few_values_in_a_statement_gets_several(tmp_path: Path) -> None:
+async def test_an_sqlite_that_takes_few_values_in_a_statement_gets_row_by_row(tmp_path: Path) -> None:
     async with Store(f"sqlite:///{tmp_path / 'store.db'}") as store:
         await store.run_bare(lambda connection: connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 50))
         group = [entry() for _ in range(20)]

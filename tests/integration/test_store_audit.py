@@ -201,4 +201,4 @@ async def test_the_command_line_leaves_rows_of_the_account_that_runs_it(url: str
         "priority": "medium",
         "payload_bytes": len('"hunter2"'),
     }
-    assert rows[2].details == {"agent_type": "greet", "limit": None}
+    assert rows[2].details == {"wanted": {"agent_type": "greet"}, "limit": None}

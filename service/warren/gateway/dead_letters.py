@@ -212,7 +212,7 @@ async def replay(wanted: ReplayIn, response: Response, backend: TheBackend, call
         keep_going=wanted.keep_going,
         timeout=wanted.timeout_s,
     )
-    note = backend.note(caller, "dead.replay", wanted.model_dump(mode="json", exclude={"edit"}))
+    note = backend.note(caller, "dead.replay", plan.without_edit())
     begun = await engine.begin(backend.store, plan, note)
     backend.carrier.start(begun)
     response.headers["Location"] = f"{API}/dead-letters/replays/{begun.replay_id}"
@@ -248,7 +248,7 @@ async def resume(replay_id: UUID, backend: TheBackend, caller: TheCaller) -> Rep
 async def discard(wanted: DiscardIn, backend: TheBackend, caller: TheCaller) -> Discarded:
     """For good: what they were to do is deleted."""
     meant = wanted.filter()
-    note = backend.note(caller, "dead.discard", wanted.model_dump(mode="json"))
+    note = backend.note(caller, "dead.discard", {"wanted": meant.as_json(), "limit": wanted.limit})
     return Discarded(discarded=await DeadIndex(backend.store).discard(meant, wanted.limit, note))
 
 

@@ -78,9 +78,8 @@ async def add(wanted: ScheduleIn, backend: TheBackend, caller: TheCaller) -> Sch
         cron.check(wanted.cron)
     except ConfigurationError as error:
         raise unfit("body", "cron", message=str(error), got=wanted.cron) from error
-    # Without the payload: whoever reads the audit need not read that.
-    details = wanted.model_dump(mode="json", exclude={"payload"}) | {"payload_bytes": len(payload)}
-    return _view(await Schedules(backend.store).add(schedule, backend.note(caller, "schedule.add", details)))
+    note = backend.note(caller, "schedule.add", schedule.without_payload())
+    return _view(await Schedules(backend.store).add(schedule, note))
 
 
 @router.delete("/{name}", summary="Remove a schedule", status_code=204, responses=problems(404, 409))
