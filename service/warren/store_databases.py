@@ -7,11 +7,11 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from warren.errors import ConfigurationError, StoreUnusable
@@ -43,6 +43,7 @@ class SqliteFile:
         self._thread = ThreadPoolExecutor(1, "warren-store")
         # One of its own: whoever reads sees what was committed last, and waits for nobody who writes.
         self._reading_thread = ThreadPoolExecutor(1, "warren-store-reads")
+        self._bare: PoolProxiedConnection | None = None
 
     async def prepare(self) -> None:
         """Make room for the file. Raises StoreUnusable where that cannot be, or nothing may be written."""
@@ -51,7 +52,7 @@ class SqliteFile:
 
     async def close(self) -> None:
         """Close what is open."""
-        await self._in_thread(self._engine.dispose)
+        await self._in_thread(self._close)
         self._thread.shutdown(wait=False)
         self._reading_thread.shutdown(wait=False)
 
@@ -72,8 +73,23 @@ class SqliteFile:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def _run_bare(self, act: Callable[[sqlite3.Connection], T]) -> T:
-        with closing(self._engine.raw_connection()) as pooled:  # closing rolls back what is not committed
-            return act(cast("sqlite3.Connection", pooled.driver_connection))
+        if self._bare is None:
+            self._bare = self._engine.raw_connection()
+        try:
+            return act(cast("sqlite3.Connection", self._bare.driver_connection))
+        except BaseException:
+            self._close_bare()
+            raise
+
+    def _close(self) -> None:
+        self._close_bare()
+        self._engine.dispose()
+
+    def _close_bare(self) -> None:
+        """Give the connection back, which rolls back what is not committed."""
+        if self._bare is not None:
+            self._bare.close()
+            self._bare = None
 
 
 @contextmanager

@@ -12,7 +12,19 @@ from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal_column, null, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    case,
+    column,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    table,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from warren.store import Store
@@ -33,6 +45,9 @@ FAILURE: Final = (
 GOOD_END: Final = (*IDENTITY, "result")
 ANY_END: Final = (*GOOD_END, *FAILURE)
 WRITTEN: Final = ("crashes", "finished_at", "updated_at")  # beside what the entry says
+# A statement for SQLite has room for a multiple of so many rows: to prepare it takes as long as to run it, so
+# few are to be told apart, and used again.
+STEP: Final = 16
 
 
 @dataclass(slots=True)
@@ -81,7 +96,7 @@ class Sqlite:
         good = all(entry.status == SUCCEEDED for entry in group)
         statement, values = (self._good, _good_values) if good else (self._any, _any_values)
         now = time.time()
-        rows = [(task_id.hex, *rest, now, now) for task_id, *rest in map(values, group)]
+        rows = [(task_id.hex, *rest, now) for task_id, *rest in map(values, group)]
         return statement.write(connection, rows)
 
 
@@ -149,32 +164,39 @@ def _all_or_nothing(statement: Any) -> Any:
 
 
 class _SqliteStatement:
-    """Writes rows of the columns, in their order, each with the time twice at its end."""
+    """Writes rows of the columns, in their order, each with the time at its end."""
 
     def __init__(self, columns: Sequence[str]) -> None:
-        values: dict[str, Any] = {name: bindparam(name) for name in (*columns, *WRITTEN)} | {
-            "crashes": literal_column("0")
-        }
-        insert = sqlite.insert(tasks).values(values)
-        dialect = sqlite.dialect(paramstyle="qmark")
-        together = _all_or_nothing(insert).compile(dialect=dialect)
-        assert together.positiontup == [*columns, "finished_at", "updated_at"]
-        self._head, rest = str(together).split(" VALUES ")
-        self._row, self._tail = rest.split(" ON CONFLICT ")
-        self._single = str(_unless_overtaken(insert).compile(dialect=dialect))
+        names = [*columns, "at"]
+        new = table("new", *map(column, names))
+        rows = select(*(new.c[name] for name in columns), literal_column("0"), new.c.at, new.c.at)
+        insert = sqlite.insert(tasks).from_select(
+            [*columns, *WRITTEN], rows.where(new.c.task_id.is_not(None))
+        )
+        self._row = f"({', '.join('?' * len(names))})"
+        self._nothing = (None,) * len(names)
+        # What the rows say stands where the compiler puts a SELECT of a table that there is not.
+        self._together, self._single = (
+            str(statement.compile(dialect=sqlite.dialect())).replace(
+                "SELECT", f"WITH new ({', '.join(names)}) AS (VALUES {{}}) SELECT", 1
+            )
+            for statement in (_all_or_nothing(insert), _unless_overtaken(insert))
+        )
 
     def write(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> list[bool]:
         """Write the rows in one transaction: of each, whether it counts."""
-        values = tuple(chain.from_iterable(rows))
+        count = -(-len(rows) // STEP) * STEP
+        values = list(chain.from_iterable(rows))
+        values += self._nothing * (count - len(rows))
         # Before version 3.32 SQLite takes 999 values in one statement (https://sqlite.org/limits.html).
         if len(values) <= connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER):
-            places = ", ".join([self._row] * len(rows))
             # Refused when some were overtaken, which is rare: only one by one tells which.
             with suppress(sqlite3.IntegrityError):
-                connection.execute(f"{self._head} VALUES {places} ON CONFLICT {self._tail}", values)
+                connection.execute(self._together.format(", ".join([self._row] * count)), values)
                 return [True] * len(rows)
+        single = self._single.format(self._row)
         with transaction(connection):
-            return [connection.execute(self._single, row).rowcount > 0 for row in rows]
+            return [connection.execute(single, row).rowcount > 0 for row in rows]
 
 
 def _postgresql_statement() -> Any:
