@@ -196,13 +196,13 @@ class Consumer:
             Delivery(self.queue, message, self._acknowledgements, self._settled, counted=counted)
         )
 
-    def _settled(self, message: DeliveredMessage) -> None:
-        if message.channel is not self._channel:
+    def _settled(self, delivery: Delivery) -> None:
+        if not delivery.came_on(self._acknowledgements):
             return
         self._unacked -= 1
         if self._tag is None:
             self._wake.set()  # there may be room for a consumer now
-        elif message.consumer_tag != self._tag:
+        elif delivery.consumer_tag != self._tag:
             self._older -= 1
             self._wake.set()
 

@@ -85,9 +85,10 @@ class Delivery:
 
     __slots__ = (
         "_acknowledgements",
-        "_message",
         "_on_settled",
+        "_tag",
         "body",
+        "consumer_tag",
         "counted",
         "headers",
         "properties",
@@ -101,7 +102,7 @@ class Delivery:
         queue: str,
         message: DeliveredMessage,
         acknowledgements: Acknowledgements,
-        on_settled: Callable[[DeliveredMessage], None],
+        on_settled: Callable[[Delivery], None],
         *,
         counted: bool,
     ) -> None:
@@ -112,10 +113,11 @@ class Delivery:
         self.headers: Headers = dict(self.properties.headers or {})
         self.redelivered = bool(message.redelivered)
         self.routing_key = str(message.routing_key or "")
-        self._message = message
+        # Of the message itself nothing is kept: it would lie here as long as the task does.
+        self._tag, self.consumer_tag = message.delivery_tag or 0, message.consumer_tag
         self._acknowledgements = acknowledgements
         self._on_settled = on_settled
-        acknowledgements.delivered(message.delivery_tag or 0)
+        acknowledgements.delivered(self._tag)
 
     @property
     def may_be_second_copy(self) -> bool:
@@ -130,6 +132,10 @@ class Delivery:
         """
         return "x-delivery-count" in self.headers if self.counted else self.redelivered
 
+    def came_on(self, acknowledgements: Acknowledgements | None) -> bool:
+        """Whether it came on this channel."""
+        return self._acknowledgements is acknowledgements
+
     @property
     def comes_back(self) -> bool:
         """Whether the broker delivers it again if it is never settled: not when its queue was deleted."""
@@ -142,10 +148,10 @@ class Delivery:
 
     def ack(self) -> None:
         """Acknowledge. It has no effect when the channel is gone: the message is delivered again."""
-        self._acknowledgements.ack(self._message.delivery_tag or 0)
-        self._on_settled(self._message)
+        self._acknowledgements.ack(self._tag)
+        self._on_settled(self)
 
     async def release(self) -> None:
         """Give the message back to its queue (nack with requeue, which counts as no delivery)."""
-        await self._acknowledgements.release(self._message.delivery_tag or 0)
-        self._on_settled(self._message)
+        await self._acknowledgements.release(self._tag)
+        self._on_settled(self)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
-from typing import Final
+from functools import partial
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
@@ -19,7 +20,7 @@ from warren.execution import Execution
 from warren.failure import Failure
 from warren.lanes import Lane, Slots
 from warren.memory import Memory
-from warren.outcome import SHUTDOWN, Cancelled, Dead, Outcome, Released
+from warren.outcome import SHUTDOWN, Cancelled, Dead, Outcome, Released, Succeeded
 from warren.pool import Pool
 from warren.records import begun
 from warren.runs import Run, Runs
@@ -58,16 +59,43 @@ class Intake:
         self._worker_id, self._settings, self._runs, self._tally = worker_id, settings, runs, tally
         self._settler, self._ledger, self._pool = settler, ledger, pool
         self._takeover = Takeover(ledger, settings, is_cancelled) if ledger is not None else None
+        self._handlers: set[asyncio.Task[None]] = set()
 
-    async def handle(self, lane: Lane, delivery: Delivery) -> None:
-        """One delivery from its arrival to its settlement. What goes wrong here is ours, not the agent's."""
+    def take(self, lane: Lane, delivery: Delivery) -> None:
+        """Handle one delivery from its arrival to its settlement."""
+        self._start(self._handle(lane, delivery), lane)
+
+    async def all_settled(self) -> None:
+        """Wait until nothing is left of what was taken."""
+        while self._handlers or len(self._runs):
+            if self._handlers:
+                await asyncio.wait(tuple(self._handlers))
+            await self._runs.all_committed()
+
+    def abandon(self) -> None:
+        """Wait for nothing any more: what is not settled is delivered again."""
+        for key in self._runs.keys:
+            log.warning("worker.abandoned", task_id=str(key.task_id))
+        for handler in tuple(self._handlers):
+            handler.cancel()
+
+    def _start(self, handling: Coroutine[Any, Any, None], lane: Lane) -> None:
+        handler = asyncio.create_task(handling, name=f"task {lane.spec.agent_type}")
+        self._handlers.add(handler)
+        handler.add_done_callback(self._handlers.discard)
+
+    async def _handle(self, lane: Lane, delivery: Delivery) -> None:
+        """What goes wrong here is ours, not the agent's."""
         self._tally.of(lane.spec.agent_type).totals.delivered += 1
         try:
             await self._take(lane, delivery)
         except Exception:
             log.exception("worker.failed", agent_type=lane.spec.agent_type)
-            await asyncio.sleep(PAUSE_AFTER_FAILURE)
-            await delivery.release()
+            await self._give_back([delivery])
+
+    async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
+        await asyncio.sleep(PAUSE_AFTER_FAILURE)
+        await asyncio.gather(*(delivery.release() for delivery in deliveries))
 
     async def _take(self, lane: Lane, delivery: Delivery) -> None:
         try:
@@ -101,11 +129,49 @@ class Intake:
         """Run the task, if it is to be run, and settle it."""
         if self._takeover is None or not self._takeover.concerns(run):
             run.outcome = await self._outcome_of(run, lane.slots)
-            await self._settle(run, lane)
+            # A span is to last as long as the settling does.
+            if self._tracing is None and self._settler.waits_for_the_ledger_alone(
+                run.outcome, run.deliveries
+            ):
+                self._commit(run, lane)
+            else:
+                await self._settle(run, lane)
             return
         async with self._takeover.admitted(run) as outcome:
             run.outcome = outcome or await self._outcome_of(run, lane.slots)
             await self._settle(run, lane)
+
+    def _commit(self, run: Run, lane: Lane) -> None:
+        """Settle the run with others, in one commit, and wait for nothing."""
+        assert isinstance(run.outcome, Succeeded)
+        self._runs.commit(run)
+        then = partial(self._committed, run.key, run.outcome, run.deliveries, lane)
+        self._settler.settle_in_a_group(run.memory.run, run.outcome, run.deliveries, then)
+
+    def _committed(
+        self,
+        key: Key,
+        outcome: Succeeded,
+        deliveries: Sequence[Delivery],
+        lane: Lane,
+        counts: bool,  # noqa: FBT001 - a callback's signature
+    ) -> None:
+        if counts:
+            self._tally.of(lane.spec.agent_type).totals.count(outcome)
+            self._runs.finish(key, outcome)
+            self._runs.committed(key)
+        else:
+            self._start(self._step_back(key, deliveries, lane), lane)
+
+    async def _step_back(self, key: Key, deliveries: Sequence[Delivery], lane: Lane) -> None:
+        try:
+            await self._settler.step_back(key.task_id, deliveries)
+            self._tally.of(lane.spec.agent_type).totals.superseded += 1
+        except Exception:
+            log.exception("worker.failed", agent_type=lane.spec.agent_type)
+            await self._give_back(deliveries)
+        finally:
+            self._runs.committed(key)
 
     async def _settle(self, run: Run, lane: Lane) -> None:
         assert run.outcome is not None
@@ -123,7 +189,7 @@ class Intake:
         if self._tracing is not None:
             error = outcome.failure.error_type if isinstance(outcome, Dead) else None
             self._tracing.settled(outcome.name, run.execution.attempts, error)
-        self._runs.finish(run, outcome)
+        self._runs.finish(run.key, outcome)
 
     def _new_run(self, key: Key, task: Task, lane: Lane, delivery: Delivery) -> Run:
         handler = asyncio.current_task()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
@@ -44,7 +44,6 @@ class Run:
     is_cancelled: bool = False
     began: float | None = None
     outcome: Outcome | None = None
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def dispatch(self) -> int:
@@ -62,13 +61,20 @@ class Runs:
 
     def __init__(self) -> None:
         self._running: dict[Key, Run] = {}
+        self._committing: set[Key] = set()
+        self._awaited: dict[Key, asyncio.Event] = {}
         self._finished: OrderedDict[Key, None] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._running)
+        return len(self._running) + len(self._committing)
 
     def __iter__(self) -> Iterator[Run]:
         return iter(tuple(self._running.values()))
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The tasks that are in this worker."""
+        return (*self._running, *self._committing)
 
     def by_agent_type(self) -> Counter[str]:
         """How many run of each agent type; those that wait for a slot after a reconnect do not."""
@@ -79,15 +85,39 @@ class Runs:
         self._running[run.key] = run
 
     def end(self, run: Run) -> None:
-        """The task is not in this worker any more, settled or not."""
-        del self._running[run.key]
-        run.settled.set()
+        """The task is not in this worker any more, settled or not. One that is being committed stays."""
+        if run.key not in self._committing:
+            del self._running[run.key]
+            self._tell_of(run.key)
 
-    def finish(self, run: Run, outcome: Outcome) -> None:
+    def commit(self, run: Run) -> None:
+        """The outcome is being written, in a group with others. All else of the run may be forgotten."""
+        del self._running[run.key]
+        self._committing.add(run.key)
+
+    def committed(self, key: Key) -> None:
+        """The outcome was written, or another run has taken the task over."""
+        self._committing.remove(key)
+        self._tell_of(key)
+
+    async def all_committed(self) -> None:
+        """Wait until no outcome is being written."""
+        while self._committing:
+            await self._gone(next(iter(self._committing)))
+
+    async def _gone(self, key: Key) -> None:
+        """Wait until a task that is in this worker is not any more."""
+        await self._awaited.setdefault(key, asyncio.Event()).wait()
+
+    def _tell_of(self, key: Key) -> None:
+        if (event := self._awaited.pop(key, None)) is not None:
+            event.set()
+
+    def finish(self, key: Key, outcome: Outcome) -> None:
         """Remember a task that was settled for good; others come again."""
         if not isinstance(outcome, Succeeded | Dead | Cancelled):
             return
-        self._finished[run.key] = None
+        self._finished[key] = None
         if len(self._finished) > REMEMBERED:
             self._finished.popitem(last=False)
 
@@ -98,12 +128,13 @@ class Runs:
         that is being settled has to wait: a released task is published anew, and the copy may be that. So has
         a later dispatch of the relay: should the run turn out to be stale, that is the only message.
         """
-        while (run := self._running.get(key)) is not None:
-            if run.outcome is None and dispatch_of(delivery.headers) <= run.dispatch:
+        while key in self._running or key in self._committing:
+            run = self._running.get(key)
+            if run and run.outcome is None and dispatch_of(delivery.headers) <= run.dispatch:
                 run.deliveries.append(delivery)
                 log.info("task.adopted", task_id=str(key.task_id), redelivered=delivery.redelivered)
                 return True
-            await run.settled.wait()
+            await self._gone(key)
         # One that asks for an answer and is not marked may be a fresh publish: it is run, to be answered.
         if key not in self._finished or not (
             delivery.may_be_second_copy or delivery.properties.reply_to is None

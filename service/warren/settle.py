@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Final
+from uuid import UUID
 
 import structlog
 from pydantic import JsonValue
@@ -101,7 +103,7 @@ class Settler:
         outcome = await self._record(run, task, outcome, deliveries, has_row=has_row)
         match outcome:
             case Superseded():
-                await self._step_back(task, deliveries)
+                await self.step_back(task.task_id, deliveries)
                 return outcome
             case Succeeded():
                 await self._succeed(task, outcome, deliveries)
@@ -118,15 +120,40 @@ class Settler:
             delivery.ack()
         return outcome
 
-    async def _step_back(self, task: Task, deliveries: Sequence[Delivery]) -> None:
+    def waits_for_the_ledger_alone(self, outcome: Outcome, deliveries: Sequence[Delivery]) -> bool:
+        """Whether nothing but a row has to come before the acknowledgement: most succeed, and nobody asks."""
+        return (
+            self._ledger is not None
+            and isinstance(outcome, Succeeded)
+            and not self._settings.task_events
+            and not any(delivery.properties.reply_to for delivery in deliveries)
+        )
+
+    def settle_in_a_group(
+        self, run: Entry, outcome: Succeeded, deliveries: Sequence[Delivery], then: Callable[[bool], None]
+    ) -> None:
+        """Settle what waits for the ledger alone, as soon as its group is durable: `then(counts)` is told.
+
+        A run that was overtaken does not count, and is still to step back.
+        """
+        assert self._ledger is not None
+        self._ledger.finish_then(ended(run, outcome), partial(self._written, deliveries, then))
+
+    def _written(self, deliveries: Sequence[Delivery], then: Callable[[bool], None], counts: bool) -> None:  # noqa: FBT001 - a callback's signature
+        if counts:
+            for delivery in deliveries:
+                delivery.ack()
+        then(counts)
+
+    async def step_back(self, task_id: UUID, deliveries: Sequence[Delivery]) -> None:
         """The task is somebody else's now. That we can say so means that our worker lives.
 
         The deliveries go back, and are looked up when they return: the one that took the task over may have
         died since, and what this run adopted may be its only message.
         """
-        log.warning("task.superseded", task_id=str(task.task_id))
+        log.warning("task.superseded", task_id=str(task_id))
         if self._ledger is not None:
-            await self._ledger.exonerate(task.task_id)
+            await self._ledger.exonerate(task_id)
         await asyncio.gather(*(delivery.release() for delivery in deliveries))
 
     async def _succeed(self, task: Task, outcome: Succeeded, deliveries: Sequence[Delivery]) -> None:

@@ -89,15 +89,12 @@ class Sqlite:
 
     async def write(self, group: Sequence[Entry]) -> list[bool]:
         """Write the group in one commit: of each entry, whether it changed its row."""
-        return await self._store.run_bare(lambda connection: self._write(connection, group))
-
-    def _write(self, connection: sqlite3.Connection, group: Sequence[Entry]) -> list[bool]:
         # Most ends are good: seven columns less save a quarter.
         good = all(entry.status == SUCCEEDED for entry in group)
         statement, values = (self._good, _good_values) if good else (self._any, _any_values)
         now = time.time()
         rows = [(task_id.hex, *rest, now) for task_id, *rest in map(values, group)]
-        return statement.write(connection, rows)
+        return await self._store.run_bare(lambda connection: statement.write(connection, rows))
 
 
 class Postgresql:
@@ -167,36 +164,36 @@ class _SqliteStatement:
     """Writes rows of the columns, in their order, each with the time at its end."""
 
     def __init__(self, columns: Sequence[str]) -> None:
-        names = [*columns, "at"]
-        new = table("new", *map(column, names))
+        self._names = [*columns, "at"]
+        new = table("new", *map(column, self._names))
         rows = select(*(new.c[name] for name in columns), literal_column("0"), new.c.at, new.c.at)
         insert = sqlite.insert(tasks).from_select(
             [*columns, *WRITTEN], rows.where(new.c.task_id.is_not(None))
         )
-        self._row = f"({', '.join('?' * len(names))})"
-        self._nothing = (None,) * len(names)
-        # What the rows say stands where the compiler puts a SELECT of a table that there is not.
-        self._together, self._single = (
-            str(statement.compile(dialect=sqlite.dialect())).replace(
-                "SELECT", f"WITH new ({', '.join(names)}) AS (VALUES {{}}) SELECT", 1
-            )
-            for statement in (_all_or_nothing(insert), _unless_overtaken(insert))
-        )
+        self._together, self._single = _all_or_nothing(insert), self._of(1, _unless_overtaken(insert))
+        self._with_room_for: dict[int, str] = {}
 
     def write(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> list[bool]:
         """Write the rows in one transaction: of each, whether it counts."""
         count = -(-len(rows) // STEP) * STEP
         values = list(chain.from_iterable(rows))
-        values += self._nothing * (count - len(rows))
+        values += [None] * (len(self._names) * (count - len(rows)))
         # Before version 3.32 SQLite takes 999 values in one statement (https://sqlite.org/limits.html).
         if len(values) <= connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER):
             # Refused when some were overtaken, which is rare: only one by one tells which.
             with suppress(sqlite3.IntegrityError):
-                connection.execute(self._together.format(", ".join([self._row] * count)), values)
+                if count not in self._with_room_for:
+                    self._with_room_for[count] = self._of(count, self._together)
+                connection.execute(self._with_room_for[count], values)
                 return [True] * len(rows)
-        single = self._single.format(self._row)
         with transaction(connection):
-            return [connection.execute(single, row).rowcount > 0 for row in rows]
+            return [connection.execute(self._single, row).rowcount > 0 for row in rows]
+
+    def _of(self, count: int, statement: Any) -> str:
+        """The statement with places for so many rows, which the compiler takes for a table."""
+        row = f"({', '.join('?' * len(self._names))})"
+        rows = f"WITH new ({', '.join(self._names)}) AS (VALUES {', '.join([row] * count)}) SELECT"
+        return str(statement.compile(dialect=sqlite.dialect())).replace("SELECT", rows, 1)
 
 
 def _postgresql_statement() -> Any:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import Connection, select
@@ -27,6 +27,9 @@ from warren.store_schema import FINAL, LARGEST, RELEASED, RUNNING, attempts, fit
 __all__ = ["Claim", "Entry", "Ledger"]
 
 GROUP: Final = 500  # rows in one commit at most
+
+Ending: TypeAlias = tuple[Entry, Callable[[bool], None]]
+"""The end of a run, and who is told whether it counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Ledger(PatientStore):
         self._worker_id = worker_id
         self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
         self._group = Sqlite(store) if store.is_sqlite else Postgresql(store)
-        self._waiting: list[tuple[Entry, asyncio.Future[bool]]] = []
+        self._waiting: list[Ending] = []
         self._attempts: list[dict[str, Any]] = []
         self._wake = asyncio.Event()
         self.commits = Histogram()
@@ -69,9 +72,21 @@ class Ledger(PatientStore):
         False: a newer run has taken the task over, and this one's end changed nothing.
         """
         written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append((entry, written))
-        self._wake.set()
+
+        def settle(counts: bool) -> None:  # noqa: FBT001 - a callback's signature
+            if not written.done():
+                written.set_result(counts)
+
+        self.finish_then(entry, settle)
         return await written
+
+    def finish_then(self, entry: Entry, then: Callable[[bool], None]) -> None:
+        """The same without waiting: `then(counts)` is called when it is durable.
+
+        To wake somebody for each end of a group takes as long as to write it.
+        """
+        self._waiting.append((entry, then))
+        self._wake.set()
 
     def note_attempt(self, run: Entry, number: int, error_type: str, error_message: str) -> None:
         """Write down a failed attempt soon: to be looked at, nothing depends on it."""
@@ -98,9 +113,8 @@ class Ledger(PatientStore):
             if group:
                 entries = [entry for entry, _ in group]
                 won = await self._patiently(lambda: self._write(entries))  # noqa: B023
-                for (_, written), has_won in zip(group, won, strict=True):
-                    if not written.done():
-                        written.set_result(has_won)
+                for (_, then), counts in zip(group, won, strict=True):
+                    then(counts)
 
     async def _write(self, entries: list[Entry]) -> list[bool]:
         started = time.perf_counter()
@@ -108,10 +122,10 @@ class Ledger(PatientStore):
         self.commits.observe(time.perf_counter() - started)
         return won
 
-    def _next_group(self) -> list[tuple[Entry, asyncio.Future[bool]]]:
+    def _next_group(self) -> list[Ending]:
         """The next entries, each task once: a row cannot be changed twice by one statement."""
-        group: dict[UUID, tuple[Entry, asyncio.Future[bool]]] = {}
-        later: list[tuple[Entry, asyncio.Future[bool]]] = []
+        group: dict[UUID, Ending] = {}
+        later: list[Ending] = []
         for waiting in self._waiting:
             task_id = waiting[0].task_id
             if task_id in group or len(group) >= GROUP:

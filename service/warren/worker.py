@@ -65,7 +65,6 @@ class Worker:
         self._publisher = Publisher(self._publishing)
         self.lanes: dict[str, Lane] = {}
         self._runs = Runs()
-        self._handlers: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._fleet: Fleet | None = None
@@ -255,7 +254,7 @@ class Worker:
         # What only waits would be waited for in vain: another worker may have it now.
         self._runs.release(lambda run: run.is_idle)
         hurry = asyncio.create_task(self._hurry.wait())
-        rest = asyncio.create_task(self._all_handled())
+        rest = asyncio.create_task(self._intake.all_settled())
         await asyncio.wait(
             {hurry, rest}, timeout=self.settings.drain_timeout, return_when=asyncio.FIRST_COMPLETED
         )
@@ -266,13 +265,7 @@ class Worker:
             await remembering.drain(LAST_WORDS)
         for waiting in (hurry, rest):
             waiting.cancel()
-        for handler in tuple(self._handlers):
-            log.warning("worker.abandoned", handler=handler.get_name())
-            handler.cancel()
-
-    async def _all_handled(self) -> None:
-        while self._handlers:
-            await asyncio.wait(tuple(self._handlers))
+        self._intake.abandon()
 
     async def _say_goodbye(self, health: Health) -> None:
         details = self.totals.as_json() | {"tally": health.tally()}
@@ -301,12 +294,9 @@ class Worker:
 
     def _lane(self, spec: AgentSpec) -> Lane:
         name, share = spec.agent_type, self._shares[spec.agent_type]
-        handler_name = f"task {name}"
 
         def deliver(delivery: Delivery) -> None:
-            handler = asyncio.create_task(self._intake.handle(self.lanes[name], delivery), name=handler_name)
-            self._handlers.add(handler)
-            handler.add_done_callback(self._handlers.discard)
+            self._intake.take(self.lanes[name], delivery)
 
         return Lane(
             spec=spec,

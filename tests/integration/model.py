@@ -64,6 +64,7 @@ class Copy:
             redelivered=self.redelivered,
             routing_key=message.routing_key,
             delivery_tag=tag,
+            consumer_tag=None,
         )
         return Delivery("model", cast("Any", raw), cast("Any", channel), lambda _: None, counted=False)
 
@@ -206,7 +207,7 @@ class ModelWorker:
         except Died:
             self.die()
             return
-        self.runs.finish(run, outcome)
+        self.runs.finish(run.key, outcome)
         self.runs.end(run)
         if death == "before acknowledging":
             self.die()
