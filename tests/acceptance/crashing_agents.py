@@ -20,7 +20,7 @@ from tests.acceptance.agents import Work, note
 from warren import Context, Reject, RetryAfter, Warren, store_outbox
 from warren.bus import Message
 from warren.bus_publisher import Publisher
-from warren.store_ledger import Ledger
+from warren.store_ledger import Entry, Ledger
 from warren.store_outbox import Due, Outbox
 
 LATER: Final = 0.3  # seconds
@@ -131,6 +131,21 @@ def instrument_acknowledgements() -> None:
         setattr(Channel, name, method)
 
 
+def instrument_ends() -> None:
+    """The end of a run is written when it is durable, whether somebody waits for it or not."""
+    finish_then = Ledger.finish_then
+
+    def finish(self: Ledger, entry: Entry, then: Callable[[bool], None]) -> None:
+        def told(counts: bool) -> None:
+            passing("end written")
+            then(counts)
+
+        passing("end known")
+        finish_then(self, entry, told)
+
+    setattr(Ledger, "finish_then", finish)  # noqa: B010 - mypy lets nobody assign to a method
+
+
 def instrument_relay() -> None:
     """A relay leaves the tasks of other lives alone, so that it dies with a task of its own agent."""
     claim_due = Outbox.claim_due
@@ -148,7 +163,7 @@ def instrument_relay() -> None:
 def instrument() -> None:
     """Name the points, in the order in which a task passes them."""
     around(Ledger, "remember", before="effect happened", after="effect remembered")
-    around(Ledger, "finish", before="end known", after="end written")
+    instrument_ends()
     around(Ledger, "release", before="release known", after="release written")
     around(Outbox, "postpone", before="wait known", after="wait written")
     instrument_relay()
