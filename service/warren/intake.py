@@ -144,9 +144,9 @@ class Intake:
     def _commit(self, run: Run, lane: Lane) -> None:
         """Settle the run with others, in one commit, and wait for nothing."""
         assert isinstance(run.outcome, Succeeded)
-        self._runs.commit(run)
         then = partial(self._committed, run.key, run.outcome, run.deliveries, lane)
         self._settler.settle_in_a_group(run.memory.run, run.outcome, run.deliveries, then)
+        self._runs.commit(run)
 
     def _committed(
         self,
