@@ -5,14 +5,16 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 from tests.rig import Rig, eventually, publish, task_body
 
-from warren import Warren
+from warren import Warren, store_databases
+from warren import worker as worker_module
 from warren.store import Store
 from warren.store_archive import Archive
 from warren.worker import Worker
@@ -107,3 +109,21 @@ async def test_a_drain_waits_for_the_commit(rig: Rig, app: Warren, tmp_path: Pat
             assert committing(worker) == 1
     assert worker.totals.succeeded == 1
     assert await rig.depth(rig.names.queue("count")) == 0
+
+
+async def test_what_is_not_committed_when_its_worker_ends_is_delivered_again(
+    rig: Rig, app: Warren, runs: Counter[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_databases, "BUSY_TIMEOUT", 100)
+    monkeypatch.setattr(worker_module, "LAST_WORDS", 0.2)
+    file = tmp_path / "store.db"
+    settings: dict[str, Any] = {"store_url": f"sqlite:///{file}", "drain_timeout": 0.2}
+    with ExitStack() as lock:
+        async with rig.worker(app, **settings) as worker, rig.plain() as channel:
+            lock.enter_context(locked(file))
+            await publish(channel, rig.names.tasks, "count", task_body("count", 1))
+            await eventually(lambda: committing(worker) == 1, "it waits for its commit")
+        assert (worker.totals.succeeded, committing(worker)) == (0, 1)
+    async with rig.worker(app, **settings) as heir:
+        await eventually(lambda: heir.totals.succeeded == 1, "it was run again")
+        assert (heir.totals.redelivered, runs) == (1, {1: 2})
