@@ -67,7 +67,7 @@ class Intake:
 
     async def all_settled(self) -> None:
         """Wait until nothing is left of what was taken."""
-        while self._handlers or len(self._runs):
+        while self._handlers or self._runs.are_committing:
             if self._handlers:
                 await asyncio.wait(tuple(self._handlers))
             await self._runs.all_committed()
@@ -119,7 +119,7 @@ class Intake:
                 with self._tracing.processing(task.agent_type, task.task_id, queue, delivery.headers):
                     await self._run(run, lane)
         except Exception:
-            # Those that were adopted; the first one is released by `handle`.
+            # Those that were adopted; the first one is released by `_handle`.
             await asyncio.gather(*(adopted.release() for adopted in run.deliveries[1:]))
             raise
         finally:

@@ -1,4 +1,4 @@
-"""The tasks of one worker: those that run now, and those that it has finished lately."""
+"""The tasks of one worker: those that run, whose outcome is being written, or that finished lately."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Runs:
             self._tell_of(run.key)
 
     def commit(self, run: Run) -> None:
-        """The outcome is being written, in a group with others. All else of the run may be forgotten."""
+        """The outcome is being written, in a group with others. The run itself may be forgotten."""
         del self._running[run.key]
         self._committing.add(run.key)
 
@@ -99,6 +99,11 @@ class Runs:
         """The outcome was written, or another run has taken the task over."""
         self._committing.remove(key)
         self._tell_of(key)
+
+    @property
+    def are_committing(self) -> bool:
+        """Whether any outcome is being written."""
+        return bool(self._committing)
 
     async def all_committed(self) -> None:
         """Wait until no outcome is being written."""

@@ -81,8 +81,9 @@ class Ledger(PatientStore):
         return await written
 
     def finish_then(self, entry: Entry, then: Callable[[bool], None]) -> None:
-        """The same without waiting: `then(counts)` is called when it is durable.
+        """The same without waiting: `then(counts)` is called when it is durable, or has changed nothing.
 
+        It must not raise: that would end the loop which writes, and with it the worker.
         To wake somebody for each end of a group takes as long as to write it.
         """
         self._waiting.append((entry, then))

@@ -23,7 +23,7 @@ from warren.store import Store
 from warren.store_archive import Archive
 from warren.store_databases import transaction
 from warren.store_finish import Sqlite
-from warren.store_ledger import Entry, Ledger
+from warren.store_ledger import GROUP, Entry, Ledger
 from warren.store_outbox import Outbox, Parcel
 from warren.store_schema import metadata, steps, tasks
 
@@ -125,6 +125,13 @@ async def test_an_sqlite_that_takes_few_values_in_a_statement_gets_row_by_row(tm
         assert await Sqlite(store).write(group) == [True] * 20
         assert await Sqlite(store).write([*group[:7], entry()]) == [False] * 7 + [True]
         assert len(await execute(store, select(tasks))) == 21
+
+
+async def test_a_whole_group_fits_one_commit(ledger: Ledger) -> None:
+    dead = entry(status="dead", result=None, reason="exhausted", error_type="ValueError")
+    for last, counts in ((entry(), True), (dead, True), (dead, False)):  # at last one that has ended already
+        group = [*(entry() for _ in range(GROUP - 1)), last]
+        assert await asyncio.gather(*map(ledger.finish, group)) == [*[True] * (GROUP - 1), counts]
 
 
 async def test_a_good_end_leaves_nothing_of_an_earlier_failure(ledger: Ledger) -> None:
