@@ -67,16 +67,17 @@ class Intake:
 
     async def all_settled(self) -> None:
         """Wait until nothing is left of what was taken."""
-        while self._handlers or self._runs.are_committing:
+        while self._handlers or self._runs.committing:
             if self._handlers:
                 await asyncio.wait(tuple(self._handlers))
             await self._runs.all_committed()
 
     def abandon(self) -> None:
         """Wait for nothing any more: what is not settled is delivered again."""
-        for key in self._runs.keys:
+        for key in self._runs.committing:
             log.warning("worker.abandoned", task_id=str(key.task_id))
         for handler in tuple(self._handlers):
+            log.warning("worker.abandoned", handler=handler.get_name())
             handler.cancel()
 
     def _start(self, handling: Coroutine[Any, Any, None], lane: Lane) -> None:

@@ -71,11 +71,6 @@ class Runs:
     def __iter__(self) -> Iterator[Run]:
         return iter(tuple(self._running.values()))
 
-    @property
-    def keys(self) -> tuple[Key, ...]:
-        """The tasks that are in this worker."""
-        return (*self._running, *self._committing)
-
     def by_agent_type(self) -> Counter[str]:
         """How many run of each agent type; those that wait for a slot after a reconnect do not."""
         return Counter(run.task.agent_type for run in self._running.values() if run.began is not None)
@@ -101,9 +96,9 @@ class Runs:
         self._tell_of(key)
 
     @property
-    def are_committing(self) -> bool:
-        """Whether any outcome is being written."""
-        return bool(self._committing)
+    def committing(self) -> tuple[Key, ...]:
+        """The tasks whose outcome is being written."""
+        return tuple(self._committing)
 
     async def all_committed(self) -> None:
         """Wait until no outcome is being written."""

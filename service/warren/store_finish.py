@@ -47,7 +47,7 @@ ANY_END: Final = (*GOOD_END, *FAILURE)
 WRITTEN: Final = ("crashes", "finished_at", "updated_at")  # beside what the entry says
 # A statement for SQLite has room for a multiple of so many rows: to prepare it takes as long as to run it, so
 # few are to be told apart, and used again.
-STEP: Final = 16
+ROOM: Final = 16
 
 
 @dataclass(slots=True)
@@ -175,7 +175,7 @@ class _SqliteStatement:
 
     def write(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> list[bool]:
         """Write the rows in one transaction: of each, whether it counts."""
-        count = -(-len(rows) // STEP) * STEP
+        count = -(-len(rows) // ROOM) * ROOM
         values = list(chain.from_iterable(rows))
         values += [None] * (len(self._names) * (count - len(rows)))
         # Before version 3.32 SQLite takes 999 values in one statement (https://sqlite.org/limits.html).
