@@ -43,14 +43,18 @@ bus_lenient.install()
 # No limit to the frames that wait to be written: aiormq never wakes up whoever waits for room in this buffer
 # when the connection is lost, and a publish or an acknowledgement would stay there, holding its channel.
 Link.FRAME_BUFFER_SIZE = 0
+# aiormq gives a silent peer up after this many times (heartbeat + 1) seconds. With its own 3 and the usual
+# heartbeats a cut that no packet tells of would hold everything up for minutes.
+Link.HEARTBEAT_GRACE_MULTIPLIER = 1.5  # type: ignore[assignment]
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 Headers = dict[str, Any]
-# What a channel or connection that goes away throws at whoever was using it. RuntimeError is aiormq's
-# "…closed" on a connection; CancelledError is told apart from a real one by `is_cancelled`.
-LOST = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError)
+# What a channel or connection that goes away throws at its users. RuntimeError is aiormq's "…closed" on a
+# connection, StopAsyncIteration and EOFError come from its reader when the peer closes between two frames or
+# inside one. CancelledError is told apart from a real one by `is_cancelled`.
+LOST = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError, StopAsyncIteration, EOFError)
 
 FIRST_PAUSE = 0.2  # seconds, the ceiling of the first wait before a reconnect
 SHORT_LIFE = 5.0  # seconds: a connection that was lost sooner counts as one that never lasts
@@ -113,9 +117,27 @@ def translate(error: BaseException, url: str) -> Exception:
             )
         case TimeoutError():
             return BrokerUnavailable(f"{where} does not answer")
-        case AMQPError() | OSError() | RuntimeError():
-            return BrokerUnavailable(f"{where} is not reachable: {str(error) or type(error).__name__}")
+    if isinstance(error, LOST):
+        return BrokerUnavailable(f"{where} is not reachable: {_told(error)}")
     raise error
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, StopAsyncIteration | EOFError):
+        return "it closed the connection early, as a load balancer without a live broker does"
+    return str(error) or type(error).__name__
+
+
+def not_reachable(error: Exception, url: str) -> Exception:
+    """The error of ours for a connection attempt that failed, with any error at all.
+
+    What answers there may be no broker, and its bytes can make the libraries raise anything.
+    """
+    if isinstance(error, (*LOST, TimeoutError)):
+        return translate(error, url)
+    return BrokerUnavailable(
+        f"{without_password(url)} does not answer as a broker does: {type(error).__name__}: {error}"
+    )
 
 
 class Connection:
@@ -179,10 +201,10 @@ class Connection:
     async def _open(self, outer: aio_pika.Connection) -> None:
         try:
             await outer.connect(timeout=self.settings.connect_timeout)
-        except (*LOST, TimeoutError) as error:
+        except Exception as error:
             if is_cancelled():  # lost when both come at once (`asyncio.wait_for` of Python 3.11)
                 raise asyncio.CancelledError from error
-            raise translate(error, self.url) from error
+            raise not_reachable(error, self.url) from error
         if outer.transport is None:
             raise BrokerUnavailable(f"{without_password(self.url)} closed the connection at once")
         self._outer, self._link = outer, outer.transport.connection

@@ -14,12 +14,12 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelInvalidStateError
 
 from warren.bus import LOST, Connection, translate
 from warren.bus_delivery import Acknowledgements, Delivery
-from warren.errors import AccessRefused, BrokerUnavailable
+from warren.errors import AccessRefused, BrokerError
 from warren.loops import is_cancelled
 
 log = structlog.get_logger(__name__)
 
-LOST_OR_AWAY = (*LOST, BrokerUnavailable)
+PASSING = (*LOST, BrokerError)
 RECOVERY_PAUSE = 0.1  # seconds: the supervision needs a moment to notice a loss that a channel saw first
 LONGEST_PAUSE = 5.0
 
@@ -57,6 +57,7 @@ class Consumer:
         self._broken = False
         self._renewing = False
         self._losses = 0
+        self._has_consumed = False
         self._wake = asyncio.Event()
         self._paused = asyncio.Event()
         self._paused.set()
@@ -99,7 +100,11 @@ class Consumer:
         await self._paused.wait()
 
     async def run(self) -> None:
-        """Steer until cancelled: through lost connections, closed channels and deleted queues."""
+        """Steer until cancelled: through lost connections, closed channels, deleted queues and lost rights.
+
+        Raises AccessRefused when the very first try to consume is refused: after a good start that passes.
+        Raises QueueMismatch when the queue is there again with other arguments.
+        """
         while True:
             await self._connection.ready()
             self._wake.clear()
@@ -109,9 +114,9 @@ class Consumer:
                 if is_cancelled():
                     raise
                 await self._drop_channel()
-            except ChannelAccessRefused as error:
-                raise AccessRefused(f"no permission to consume queue {self.queue!r}: {error}") from error
-            except LOST_OR_AWAY as error:
+            except PASSING as error:
+                if isinstance(error, ChannelAccessRefused) and not self._has_consumed:
+                    raise AccessRefused(f"no permission to consume queue {self.queue!r}: {error}") from error
                 await self._recover(error)
             else:
                 self._losses = 0
@@ -120,14 +125,14 @@ class Consumer:
     async def _recover(self, error: BaseException) -> None:
         await self._drop_channel()
         log.warning("consumer.lost", queue=self.queue, error=str(error))
-        await asyncio.sleep(min(RECOVERY_PAUSE * 2**self._losses, LONGEST_PAUSE))
+        await asyncio.sleep(min(RECOVERY_PAUSE * 2 ** min(self._losses, 16), LONGEST_PAUSE))
         self._losses += 1
         if not self._connection.is_open:
             return
         try:
             await self._declare()
-        except BrokerUnavailable as unavailable:
-            log.warning("consumer.waits", queue=self.queue, error=str(unavailable))
+        except BrokerError as refused:
+            log.warning("consumer.waits", queue=self.queue, error=str(refused))
 
     async def _steer(self) -> None:
         """Bring the consumer on the channel in line with what is wanted."""
@@ -172,6 +177,7 @@ class Consumer:
         self._paused.clear()
         self._tag = f"{self.queue}.{uuid4().hex}"
         await self._channel.basic_consume(self.queue, self._deliver, consumer_tag=self._tag)
+        self._has_consumed = True
 
     async def _cancel(self) -> None:
         assert self._channel is not None

@@ -125,7 +125,12 @@ class Settings(BaseSettings):
         description="Make OpenTelemetry traces (extra `otel`); its own OTEL_ variables say where they go.",
     )
     connect_timeout: float = Field(10, gt=0, description="Time for one attempt to connect.")
-    amqp_heartbeat: int = Field(30, ge=1, le=3600, description="Interval of AMQP heartbeats.")
+    amqp_heartbeat: int = Field(
+        9,
+        ge=1,
+        le=3600,
+        description="AMQP heartbeats: a silent broker is given up after twice as many seconds, and one more.",
+    )
     publish_timeout: float = Field(30, gt=0, description="Time for one publish to be confirmed.")
     reconnect_max_delay: float = Field(15, gt=0, description="Ceiling of the wait between reconnects.")
 

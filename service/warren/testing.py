@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from typing import Final, Self
 from urllib.parse import urlsplit
 
@@ -35,7 +36,9 @@ class TcpProxy:
         self._links: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._refusing = False
+        self._refusing: Callable[[asyncio.StreamWriter], None] | None = None
+        self._limit: int | None = None
+        self.refused = 0  # connections that were reset or closed at once so far
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connected, LOOPBACK, 0)
@@ -88,17 +91,26 @@ class TcpProxy:
 
     def refuse(self) -> None:
         """From now on, reset new connections as soon as they come in; those that are there stay."""
-        self._refusing = True
+        self._refusing = _reset
+
+    def close_at_once(self) -> None:
+        """From now on, accept new connections and close them: a load balancer without a live server."""
+        self._refusing = asyncio.StreamWriter.close
+
+    def break_after(self, count: int) -> None:
+        """From now on, close each new connection when so many bytes have come from the server."""
+        self._limit = count
 
     def accept(self) -> None:
-        """Take new connections again."""
-        self._refusing = False
+        """Take new connections again, without a limit."""
+        self._refusing = self._limit = None
 
     # -- below the surface ----------------------------------------------------------------------------
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._refusing:
-            _reset(writer)
+        if self._refusing is not None:
+            self.refused += 1
+            self._refusing(writer)
             return
         link = asyncio.create_task(self._serve(reader, writer), name="proxy link")
         self._links[link] = [writer]
@@ -122,8 +134,8 @@ class TcpProxy:
         assert link is not None
         self._links[link].append(far)
         directions = {
-            asyncio.create_task(self._pass_on(near_reader, far)),
-            asyncio.create_task(self._pass_on(far_reader, near)),
+            asyncio.create_task(self._pass_on(near_reader, far, None)),
+            asyncio.create_task(self._pass_on(far_reader, near, self._limit)),
         }
         try:
             await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
@@ -134,12 +146,15 @@ class TcpProxy:
                 writer.close()  # what was written before still leaves
             await asyncio.gather(*directions, return_exceptions=True)
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int | None
+    ) -> None:
         try:
-            while data := await reader.read(CHUNK):
+            while limit != 0 and (data := await reader.read(min(CHUNK, limit or CHUNK))):
                 await self._flowing.wait()
                 writer.write(data)
                 await writer.drain()
+                limit = None if limit is None else limit - len(data)
         except OSError as error:  # one of the sides is gone: for the other that is an end like any
             log.debug("proxy.lost", error=str(error))
         await self._flowing.wait()
