@@ -17,6 +17,7 @@ WarrenError
 │       └── MessageTooLarge   over `max_payload_bytes`, or over the broker's own limit
 ├── StoreError                what the store did or refused
 │   ├── StoreUnavailable      it does not answer now: worth waiting for
+│   │   └── StoreBusy         all connections of this process are in use
 │   ├── StoreUnusable         it is damaged, read-only or of another schema version
 │   └── FenceLost             a newer run has taken this task over: stop
 ├── StepError                 a step's name was used twice, or its value is no JSON or too large
@@ -112,6 +113,10 @@ class StoreError(WarrenError):
 
 class StoreUnavailable(StoreError):
     """The store does not answer, or cannot write right now. It may heal by itself."""
+
+
+class StoreBusy(StoreUnavailable):
+    """All connections of this process to the store are in use. The store itself may be well."""
 
 
 class StoreUnusable(StoreError):

@@ -19,7 +19,7 @@ from sqlalchemy import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from warren.errors import ConfigurationError, StoreUnavailable, StoreUnusable
+from warren.errors import ConfigurationError, StoreBusy, StoreUnavailable, StoreUnusable
 from warren.settings import Settings, state_folder, without_password
 from warren.store_databases import PostgresqlServer, SqliteFile
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 # an operator who stops or starts the server.
 PASSING_CLASSES: Final = {"08", "40", "53", "57"}
 # What comes and goes by itself: a server that restarts, a network, a full disk, a lock.
-PASSING: Final = (OperationalError, InterfaceError, PoolTimeout, OSError, sqlite3.OperationalError)
+PASSING: Final = (OperationalError, InterfaceError, OSError, sqlite3.OperationalError)
 
 
 def default_url() -> str:
@@ -114,6 +114,8 @@ class Store:
             return StoreUnusable(
                 f"the store {self.url} is damaged: {text}. Move the file away, and a new one is made."
             )
+        if isinstance(error, PoolTimeout):
+            return StoreBusy(f"all connections of this process to the store {self.url} are in use: {text}")
         code = str(getattr(cause, "sqlstate", None) or "")
         if isinstance(error, PASSING) or code[:2] in PASSING_CLASSES:
             return StoreUnavailable(f"the store {self.url} cannot be used now: {text}")

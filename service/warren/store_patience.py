@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import structlog
 from sqlalchemy import Connection
 
-from warren.errors import StoreUnavailable
+from warren.errors import StoreBusy, StoreUnavailable
 from warren.store import Store
+from warren.store_outage import Outage
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +31,12 @@ class PatientStore:
 
     def __init__(self, store: Store, on_change: Callable[[bool, str], None]) -> None:
         self.store, self._on_change = store, on_change
-        self.is_up = True
+        self._outage = Outage()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the store answers, as far as is known."""
+        return self._outage.is_up
 
     async def surely(self, act: Callable[[Connection], T]) -> T:
         """Run `act` in a transaction; as long as the store is away, wait and try again."""
@@ -37,20 +44,22 @@ class PatientStore:
 
     async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
         pause = FIRST_PAUSE
-        while True:
-            try:
-                result = await act()
-            except StoreUnavailable as error:
-                self._tell(up=False, reason=str(error))
+        try:
+            while True:
+                try:
+                    result = await act()
+                except StoreBusy as error:
+                    log.warning("store.busy", reason=str(error))
+                except StoreUnavailable as error:
+                    if self._outage.failed(act, time.monotonic()):
+                        log.error("store.down", reason=str(error))
+                        self._on_change(False, str(error))  # noqa: FBT003 - a callback's signature
+                else:
+                    if self._outage.succeeded(act, time.monotonic()):
+                        log.info("store.up")
+                        self._on_change(True, "")  # noqa: FBT003 - a callback's signature
+                    return result
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - only to spread
                 pause = min(pause * 2, LONGEST_PAUSE)
-            else:
-                self._tell(up=True, reason="")
-                return result
-
-    def _tell(self, *, up: bool, reason: str) -> None:
-        if up == self.is_up:
-            return
-        self.is_up = up
-        (log.info if up else log.error)("store.up" if up else "store.down", reason=reason)
-        self._on_change(up, reason)
+        finally:
+            self._outage.given_up(act)

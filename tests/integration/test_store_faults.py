@@ -9,17 +9,22 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import select
-from tests.integration.test_store import entry, ledger_of
+from structlog.testing import capture_logs
+from tests.faults import logged
+from tests.integration.test_store import entry
 from tests.rig import Rig, eventually
 from tests.stores import Cluster, execute, locked, new_database
 
 from warren import Context, Warren, store_databases
 from warren.client import make_task
-from warren.errors import ConfigurationError, StoreUnavailable, StoreUnusable
+from warren.errors import ConfigurationError, StoreBusy, StoreUnavailable, StoreUnusable
+from warren.loops import Loops
 from warren.store import Store
+from warren.store_ledger import Ledger
 from warren.store_schema import tasks
 
 TASKS = 40
@@ -98,16 +103,45 @@ def _fill(file: Path) -> None:
             filler.write(b"x" * 4096)
 
 
-async def test_a_full_disk_is_waited_for(small_disk: Path) -> None:
-    async with ledger_of(f"sqlite:///{small_disk / 'store.db'}") as ledger:
+async def test_a_full_disk_is_waited_for_and_a_read_is_no_proof_that_it_is_over(small_disk: Path) -> None:
+    changes: list[bool] = []
+    async with Store(f"sqlite:///{small_disk / 'store.db'}") as store, Loops() as loops:
+        ledger = Ledger(store, "worker", lambda up, _: changes.append(up))
+        loops.start("ledger", ledger.run())
         assert await ledger.finish(entry())
         filler = small_disk / "filler"
         _fill(filler)
         waiting = asyncio.create_task(ledger.finish(entry(result=b'"' + b"x" * 60_000 + b'"')))
         await eventually(lambda: not ledger.is_up, "the ledger notices")
+        for _ in range(50):
+            await ledger.crashes(uuid4())
+        assert changes == [False]
         filler.unlink()
         assert await waiting
-        assert ledger.is_up
+
+        async def is_up() -> bool:
+            await ledger.crashes(uuid4())
+            return ledger.is_up
+
+        await eventually(is_up, "the ledger says that it is over")
+    assert changes == [False, True]
+
+
+async def test_our_own_pool_is_no_outage(
+    postgresql: Callable[[], Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_databases, "POOL_TIMEOUT", 1)
+    url, changes = await new_database(postgresql().url), list[bool]()
+    async with Store(url, migrate=True) as store:
+        ledger = Ledger(store, "worker", lambda up, _: changes.append(up))
+        async with locked(url, "tasks"):
+            asking = [asyncio.create_task(ledger.crashes(uuid4())) for _ in range(30)]
+            with capture_logs() as logs:
+                await eventually(lambda: len(logged(logs, "store.busy")) > 15, "most wait for a connection")
+            with pytest.raises(StoreBusy, match="all connections of this process"):
+                await store.ping()
+        assert await asyncio.gather(*asking) == [0] * 30
+    assert changes == []
 
 
 async def test_a_read_only_disk(small_disk: Path) -> None:
