@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, Literal
 from uuid import uuid4
 
+import structlog
+
 from warren.bus import Connection
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
-from warren.errors import BrokerUnavailable
+from warren.errors import BrokerError, BrokerUnavailable, ConfigurationError
 from warren.topology import Binding, Exchange, Queue, Topology
 
+log = structlog.get_logger(__name__)
+
 PREFETCH: Final = 1000  # such messages are small, and are dealt with at once
+REBIND: Final = 5.0  # seconds between two bindings: an exchange that was deleted takes its bindings with it
 
 
 class Subscription:
@@ -47,14 +53,13 @@ class Subscription:
         # that was exclusive to it is locked.
         name = self._consumer.queue = self._new_name()
         await self._connection.declare(
-            Topology(
-                self._exchanges,
-                (Queue(name, exclusive=True),),
-                tuple(Binding(self._exchange, name, pattern) for pattern in self._patterns),
-            )
+            Topology(self._exchanges, (Queue(name, exclusive=True),), self._bindings())
         )
         self._is_declared = True
         self._on_declared()
+
+    def _bindings(self) -> tuple[Binding, ...]:
+        return tuple(Binding(self._exchange, self._consumer.queue, pattern) for pattern in self._patterns)
 
     async def run(self) -> None:
         """Take messages in until cancelled."""
@@ -63,10 +68,23 @@ class Subscription:
             with suppress(BrokerUnavailable):  # the consumer declares it again, and waits for the connection
                 await self.declare()
         self._consumer.want(PREFETCH)
+        binding = asyncio.create_task(self._stay_bound(), name=f"bindings of {self._prefix}")
         try:
             await self._consumer.run()
         finally:
+            binding.cancel()
             await self._consumer.close()
+
+    async def _stay_bound(self) -> None:
+        """Bind the queue again and again: no broker tells that an exchange is gone."""
+        while True:
+            await asyncio.sleep(REBIND)
+            if not self._connection.is_open:
+                continue
+            try:
+                await self._connection.declare(Topology(self._exchanges, (), self._bindings()))
+            except (BrokerError, ConfigurationError) as error:
+                log.info("subscription.unbound", exchange=self._exchange, error=str(error))
 
     def _new_name(self) -> str:
         return f"{self._prefix}.{uuid4().hex}"

@@ -12,8 +12,9 @@ import structlog
 from pydantic import JsonValue
 
 from warren.bus import Message
+from warren.bus_outage import Rarely
 from warren.bus_publisher import Publisher
-from warren.errors import AccessRefused, BrokerError, MessageTooLarge, Unroutable
+from warren.errors import BrokerError, MessageTooLarge
 from warren.topology import Names
 from warren.wire import new_id
 from warren_schemas import Event, Kind, State
@@ -36,6 +37,7 @@ class Events:
         self._empty = asyncio.Event()
         self._empty.set()
         self._loop = asyncio.get_running_loop()
+        self._telling = Rarely()
 
     def tell(
         self,
@@ -86,12 +88,12 @@ class Events:
         while True:
             try:
                 return await self._publisher.publish(message)
-            except (AccessRefused, MessageTooLarge, Unroutable) as error:
-                # Trying again would only close the channel again; the exchange comes back with a reconnect.
+            except MessageTooLarge as error:
                 log.error("event.refused", routing_key=message.routing_key, error=str(error))
                 return None
-            except BrokerError as error:
-                log.warning("event.waits", routing_key=message.routing_key, error=str(error))
+            except BrokerError as error:  # also a right or an exchange that is away: both come back
+                if self._telling.is_time(self._loop.time()):
+                    log.warning("event.waits", routing_key=message.routing_key, error=str(error))
                 await asyncio.sleep(PAUSE)
 
     def _message(self, event: Event) -> Message:

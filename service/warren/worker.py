@@ -37,6 +37,7 @@ from warren.sharing import Sharing
 from warren.tally import Tally, Totals
 from warren.topology import Names, topology
 from warren.tracing import Tracing
+from warren.upkeep import Upkeep
 
 log = structlog.get_logger(__name__)
 
@@ -154,6 +155,8 @@ class Worker:
         loops.start("agent recovery", self.pool.recover())
         loops.start("idle agents", self.pool.retire())
         loops.start("ageing", ageing.run())
+        upkeep = Upkeep(self._publishing, self._names, self._declare)
+        loops.start("topology", upkeep.run())
         loops.start("sharing", Sharing(self.lanes, self.settings.prefetch).run())
         loops.start("peers", fleet.listen())
         loops.start("lost peers", fleet.watch())

@@ -10,14 +10,17 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import pytest
+from aiormq.exceptions import AMQPError
 from structlog.testing import capture_logs
 from tests.faults import declared, echo_app, logged, proxy_of, running, user
-from tests.rig import Rig, eventually
+from tests.rig import Rig, eventually, publish, task_body
 
-from warren import Settings
+from warren import Client, Settings, Warren, bus_subscription, upkeep
 from warren.bus import Connection
 from warren.errors import BrokerUnavailable
+from warren.topology import exchanges
 from warren.worker import Worker
+from warren_schemas import Event
 
 ALL: Final = ".*"
 NOTHING: Final = "^$"
@@ -148,3 +151,47 @@ async def test_a_queue_that_vanishes_while_it_is_declared_is_declared_again(rig:
         await eventually(lambda: worker.lanes["echo"].consumer.is_consuming, "it consumes again")
         await declared(rig, echo_app())
         assert await client.run("echo", 7, timeout=30) == 7
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["deleted", "made-again-without-bindings"])
+async def test_deleted_exchanges_come_back_with_their_bindings(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, *, bare: bool
+) -> None:
+    monkeypatch.setattr(upkeep, "INTERVAL", 0.1)
+    monkeypatch.setattr(bus_subscription, "REBIND", 0.1)
+    app = Warren()
+
+    @app.agent("fail", retries=0)
+    async def fail(_payload: None) -> None:
+        raise ValueError("no")
+
+    heard = asyncio.Queue[Event]()
+    async with rig.worker(app), rig.client() as client, running(lambda: keep_hearing(client, heard)):
+        await heard.get()
+        async with rig.plain() as channel:
+            for exchange in exchanges(rig.names):
+                await channel.exchange_delete(exchange.name)
+                if bare:
+                    await channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=True)
+        while not heard.empty():
+            heard.get_nowait()
+        await eventually(lambda: accepted(rig, rig.names.tasks, "fail", task_body("fail")), "tasks arrive")
+        [letter] = await rig.dead()
+        assert b"fail" in letter.body
+        await heard.get()
+        await eventually(lambda: accepted(rig, rig.names.control, "", {}), "control messages arrive")
+
+
+async def accepted(rig: Rig, exchange: str, routing_key: str, body: object) -> bool:
+    """Whether a queue takes a message that is published now."""
+    async with rig.plain() as channel:
+        try:
+            await publish(channel, exchange, routing_key, body)
+        except AMQPError:
+            return False
+    return True
+
+
+async def keep_hearing(client: Client, heard: asyncio.Queue[Event]) -> None:
+    async for event in client.events("health.worker.#"):
+        heard.put_nowait(event)

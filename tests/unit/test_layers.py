@@ -21,11 +21,11 @@ LAYERS: Final = {
     "leaves": ("errors", "settings", "loops", "failure", "threads", "cron", "histogram", "tracing"),
     "adapters": ("topology", "bus", "bus_*", "broker", "broker_*", "store", "store_*"),
     "engine": (
-        "context", "agent", "agents", "breaker", "outcome", "execution", "wire", "events", "settle", "lanes",
-        "runs", "relay", "sharing", "control", "health", "ageing", "dead_letters", "memory", "records",
-        "takeover", "pool", "pool_*", "intake", "scheduler", "desk", "replay", "replay_edit", "peers",
-        "fleet", "overview", "remembering", "worker", "command_agent", "command_process", "http_agent",
-        "tally", "fleet_totals", "lookout",
+        "context", "agent", "agents", "breaker", "outcome", "execution", "wire", "events", "settle",
+        "upkeep", "lanes", "runs", "relay", "sharing", "control", "health", "ageing", "dead_letters",
+        "memory", "records", "takeover", "pool", "pool_*", "intake", "scheduler", "desk", "replay",
+        "replay_edit", "peers", "fleet", "overview", "remembering", "worker", "command_agent",
+        "command_process", "http_agent", "tally", "fleet_totals", "lookout",
     ),
     "edges": (
         "__init__", "client", "client_*", "runtime", "agents_file", "asyncapi", "schemas", "cli", "cli_*",
