@@ -25,6 +25,7 @@ WarrenError
 ├── InvalidTask               not a task, or not one of a version that we read
 ├── TaskFailed                the task ended dead or cancelled (raised by `Client.run`)
 ├── ResultTimeout             no result came in time (the task may still be running)
+├── CallerTimeout             an attempt outlasted the `timeout_s` of its task, shorter than the operator's
 ├── Reject                    raised by an agent: end this task now, without a retry
 └── RetryAfter                raised by an agent: try this task again in so many seconds
 """
@@ -148,6 +149,13 @@ class TaskFailed(WarrenError):
 
 class ResultTimeout(WarrenError):
     """No result arrived in time; the task itself may still be waiting or running."""
+
+
+class CallerTimeout(WarrenError, TimeoutError):
+    """An attempt outlasted its task's own `timeout_s`, which was shorter than the operator's limit.
+
+    It says nothing about the agent: neither its breaker nor its health counts it.
+    """
 
 
 class Reject(WarrenError):

@@ -60,7 +60,9 @@ class Settings(BaseSettings):
     )
     max_payload_bytes: int = Field(MIB, ge=1, description="Largest task body, in bytes.")
     max_result_bytes: int = Field(MIB, ge=1, description="Largest result of an agent, in bytes.")
-    task_timeout: float = Field(300, gt=0, description="Time for one attempt, unless the agent says more.")
+    task_timeout: float = Field(
+        300, gt=0, description="Time for one attempt, unless its agent says otherwise."
+    )
     drain_timeout: float = Field(30, ge=0, description="Time that running tasks have at shutdown.")
 
     retries: int = Field(3, ge=0, description="Attempts after the first.")

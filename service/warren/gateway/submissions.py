@@ -47,7 +47,9 @@ class TaskIn(BaseModel):
     )
     not_before: Time | None = Field(None, description="Not run before this time.")
     expires_at: Time | None = Field(None, description="Dead, with reason expired, if not started by then.")
-    timeout_s: Annotated[float, Field(gt=0)] | None = Field(None, description="Time for one attempt.")
+    timeout_s: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Time for one attempt, if it is shorter than the agent's own."
+    )
     idempotency_key: Text | None = Field(
         None, description="A second task of this user with the same key is the first one."
     )
