@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import from_json
 
 from warren.client_tasks import make_task
-from warren.errors import ConfigurationError
+from warren.errors import ConfigurationError, IdempotencyConflict
 from warren.gateway.auth import Caller, TheCaller
 from warren.gateway.models import TheBackend, Time
 from warren.gateway.problems import Problem, ProblemError, later, problems, unfit, unfit_model
 from warren.gateway.rules import API
 from warren.gateway.texts import Text
-from warren.store_admission import Admitted, Answer, Conflict, NewTask, OutboxFull, QuotaExceeded
+from warren.store_admission import Admitted, Answer, Conflict, KeyConflict, NewTask, OutboxFull, QuotaExceeded
 from warren_schemas import TRACEPARENT, TRACESTATE, Priority, Task
 from warren_schemas.values import AgentType
 
@@ -51,7 +51,9 @@ class TaskIn(BaseModel):
         None, description="Time for one attempt, if it is shorter than the agent's own."
     )
     idempotency_key: Text | None = Field(
-        None, description="A second task of this user with the same key is the first one."
+        None,
+        description="A second task of this user with the same key is the first one; with another agent type "
+        "or payload it is a 409.",
     )
     metadata: dict[str, str] = Field(default_factory=dict, description="Your notes; Warren keeps them.")
 
@@ -257,6 +259,14 @@ def _told(answer: Answer) -> Accepted | ProblemError:
                 capacity=capacity,
                 waiting=waiting,
                 own=own,
+            )
+        case KeyConflict(task_id, key):
+            return ProblemError(
+                409,
+                str(IdempotencyConflict(key, str(task_id))),
+                kind="idempotency-conflict",
+                title="The idempotency key is used",
+                task_id=str(task_id),
             )
         case Conflict(task_id):
             return ProblemError(409, f"there is a task {task_id} already")
