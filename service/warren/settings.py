@@ -107,6 +107,9 @@ class Settings(BaseSettings):
     gateway_rate: float = Field(100, gt=0, description="Requests a second that one key may make for long.")
     gateway_burst: int = Field(200, ge=1, description="Requests that one key may make at once.")
     gateway_max_body_bytes: int = Field(16 * MIB, ge=1, description="Largest body of a request, in bytes.")
+    gateway_max_values: int = Field(
+        200_000, ge=1, description="Values (strings, commas, opening brackets) in the body of a request."
+    )
     gateway_body_timeout: float = Field(30, gt=0, description="Time for the body of a request to arrive.")
     gateway_listeners: int = Field(10_000, ge=1, description="Streams of events that may be open at once.")
     gateway_listeners_per_user: int = Field(1000, ge=1, description="Of these, streams of one user.")

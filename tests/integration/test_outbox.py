@@ -243,9 +243,8 @@ async def test_without_a_key_a_lost_confirm_is_no_full_queue(rig: Rig) -> None:
 async def _fill(rig: Rig) -> None:
     """Submit until the queue is full: a quorum queue takes one or two more than its capacity."""
     async with rig.client() as client:
-        with pytest.raises(QueueFull):
-            for _ in range(50):
-                await client.submit("note", "filler")
+        while (await client.submit_many([make_task("note", "filler")]))[0].error is None:
+            pass
 
 
 async def _has_two(rig: Rig) -> bool:
