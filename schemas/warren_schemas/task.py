@@ -56,7 +56,7 @@ class Task(Message):
     )
     not_before: UtcDatetime | None = Field(None, description="Not run before this time.")
     timeout_s: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Time for one attempt, in seconds, instead of the agent's own."
+        None, description="Time for one attempt, in seconds, if it is shorter than the agent's own."
     )
     idempotency_key: Annotated[str, Field(max_length=255)] | None = Field(
         None, description="The producer's own name for it: a second submit with the same one makes no task."

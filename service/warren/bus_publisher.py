@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
@@ -23,6 +23,7 @@ from aiormq.exceptions import PublishError as Returned
 from warren.bus import LOST, Connection, Message
 from warren.errors import (
     AccessRefused,
+    BrokerError,
     BrokerUnavailable,
     MessageTooLarge,
     PublishTimeout,
@@ -55,12 +56,13 @@ class Publisher:
         `warren-republished`, because it may then be there twice.
 
         Raises QueueFull, Unroutable, MessageTooLarge, AccessRefused, PublishTimeout (it may or may not
-        have arrived) or BrokerUnavailable (it was never sent).
+        have arrived) or BrokerUnavailable. An error whose `may_have_arrived` is true says nothing about an
+        earlier copy that was sent.
         """
         limit = self._connection.settings.publish_timeout if timeout is None else timeout
         deadline = asyncio.get_running_loop().time() + limit
-        async with self._alone(message.message_id):
-            sent = False
+        sent = False
+        async with self._alone(message.message_id), _noting(lambda: sent):
             while True:
                 channel = await self._open_channel(deadline, sent=sent)
                 try:
@@ -145,6 +147,16 @@ class Publisher:
                     f"{where} was lost before it confirmed, and did not come back"
                 ) from error
             raise BrokerUnavailable(f"not connected to {where}") from error
+
+
+@asynccontextmanager
+async def _noting(was_sent: Callable[[], bool]) -> AsyncIterator[None]:
+    """Mark an error of a message of which an earlier copy was sent and not confirmed."""
+    try:
+        yield
+    except BrokerError as error:
+        error.may_have_arrived |= was_sent()
+        raise
 
 
 def _properties(message: Message) -> spec.Basic.Properties:

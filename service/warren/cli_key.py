@@ -40,7 +40,8 @@ def create(
     role: Annotated[
         str,
         typer.Option(
-            help="tenant (its own tasks), operator (the fleet and dead letters too) or admin (keys too)."
+            help="metrics (for Prometheus), tenant (its own tasks), operator (the fleet and dead letters "
+            "too) or admin (keys too)."
         ),
     ] = "tenant",
     expires: Annotated[

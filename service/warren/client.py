@@ -23,7 +23,9 @@ from warren.client_tasks import make_task
 from warren.errors import (
     BrokerError,
     BrokerNotFound,
+    IdempotencyConflict,
     MessageTooLarge,
+    PublishTimeout,
     QueueFull,
     ResultTimeout,
     TaskFailed,
@@ -51,7 +53,7 @@ class Submission:
     """What became of one task of many: confirmed when `error` is None."""
 
     task: Task
-    error: BrokerError | None = None
+    error: BrokerError | IdempotencyConflict | None = None
 
 
 class Client:
@@ -114,21 +116,24 @@ class Client:
         `timeout_s`, `metadata`, `task_id`, …, and for a later time `delay` (seconds, or a timedelta) or
         `run_at` (a datetime with a time zone).
 
-        With an `idempotency_key`, a second submit of the same user and key makes no second task and returns
-        the first one. That needs a store, the same one for every producer that shares keys; keys are
+        With an `idempotency_key`, a second submit of the same user, key, agent type and payload makes no
+        second task and returns the first one; with another type or payload it raises IdempotencyConflict.
+        That needs a store, the same one for every producer that shares keys; keys are
         forgotten when the task is pruned.
 
         Raises pydantic.ValidationError for a field that makes no sense, QueueFull, UnknownAgentType,
-        MessageTooLarge, PublishTimeout or BrokerUnavailable; with a key also StoreUnavailable,
-        StoreUnusable, or ConfigurationError where the settings name no store.
+        MessageTooLarge, PublishTimeout or BrokerUnavailable; with a key also IdempotencyConflict,
+        StoreUnavailable, StoreUnusable, or ConfigurationError where the settings name no store. With a key
+        PublishTimeout is not raised: the task is in the store, and a worker's relay publishes it.
         """
         return await self._accept(make_task(agent_type, payload, **options), reply_to)
 
     async def submit_many(self, tasks: Iterable[Task]) -> list[Submission]:
         """Submit many tasks with up to 500 publishes in flight; the answer has their order.
 
-        What is wrong with one task (QueueFull, UnknownAgentType, MessageTooLarge, PublishTimeout, or a broker
-        that refuses us or stays away) is told in its submission and stops no other.
+        What is wrong with one task (QueueFull, UnknownAgentType, MessageTooLarge, PublishTimeout,
+        IdempotencyConflict, or a broker that refuses us or stays away) is told in its submission and stops
+        no other.
         """
         tasks = list(tasks)
         submissions: list[Submission | None] = [None] * len(tasks)
@@ -274,7 +279,7 @@ class Client:
     async def _try(self, task: Task) -> Submission:
         try:
             return Submission(await self._accept(task, None))
-        except BrokerError as error:
+        except (BrokerError, IdempotencyConflict) as error:
             return Submission(task, error)
 
     async def _accept(self, task: Task, reply_to: str | None) -> Task:
@@ -318,12 +323,24 @@ class Client:
     async def _send(self, task: Task, message: Message) -> None:
         try:
             await self._publisher.publish(message)
-        except Unroutable as error:
+        except PublishTimeout:
+            raise
+        except BrokerError as error:
+            if error.may_have_arrived:
+                raise PublishTimeout(
+                    f"task {task.task_id} was sent, its confirm was lost, a second copy was refused: {error}"
+                ) from error
+            self._explain(task, error)
+            raise
+
+    def _explain(self, task: Task, error: BrokerError) -> None:
+        """Raise a refusal of the broker in the words of tasks."""
+        if isinstance(error, Unroutable):
             raise UnknownAgentType(
                 f"no queue takes agent type {task.agent_type!r}: "
                 "start a worker that has such an agent, or correct the name"
             ) from error
-        except QueueFull as error:
+        if isinstance(error, QueueFull):
             raise QueueFull(
                 f"the queue of agent type {task.agent_type!r} is full: try again later, or start more workers"
             ) from error

@@ -10,12 +10,13 @@ from typing import Final
 import structlog
 
 from warren.bus import Message
-from warren.errors import BrokerError, ConfigurationError, PublishTimeout
+from warren.errors import BrokerError, ConfigurationError, IdempotencyConflict, StoreUnavailable
 from warren.settings import Settings
 from warren.store import Store
 from warren.store_archive import Archive
 from warren.store_control import Board
-from warren.store_outbox import Entrance, Parcel
+from warren.store_outbox import Due, Entrance, Parcel
+from warren.store_requests import FirstRequest
 from warren.topology import Names
 from warren.wire import due_message, kept_headers
 from warren_schemas import Result, Task
@@ -64,7 +65,8 @@ class ClientStore:
     ) -> Task:
         """Send a task, or return the one that came with the same user and key before.
 
-        It is written down first; what `send` raises takes that back, but for a missing confirm.
+        It is written down first. A refusal takes that back, unless the message was sent before: then nobody
+        knows whether it arrived, and a relay publishes it. Raises IdempotencyConflict.
         """
         entrance = Entrance(await self._opened())
         headers = kept_headers(message.headers)
@@ -74,17 +76,17 @@ class ClientStore:
             if entered is not None:
                 break
             await asyncio.sleep(POLL)  # another process publishes it: nothing here to be woken by
-        if isinstance(entered, bytes):
-            return Task.model_validate_json(entered)
+        if isinstance(entered, FirstRequest):
+            return await _first(entered, task, message.body, key)
         try:
             await send(due_message(entered, self._names, self._settings))
-        except PublishTimeout as error:
-            # It stands in the store and may be in its queue: if not, a worker's relay publishes it.
+        except BrokerError as error:
+            if not error.may_have_arrived:
+                await entrance.withdraw(entered)
+                raise
             log.warning("submit.unconfirmed", task_id=str(task.task_id), error=str(error))
+            await _hand_over(entrance, entered)
             return task
-        except BrokerError:
-            await entrance.withdraw(entered)
-            raise
         await entrance.published(entered)
         return task
 
@@ -97,3 +99,20 @@ class ClientStore:
                 return record.as_result()
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, LONGEST_POLL)
+
+
+async def _first(first: FirstRequest, task: Task, body: bytes, key: str) -> Task:
+    """The task that has the key. Raises IdempotencyConflict where the new one asks for something else."""
+    if not await first.is_the_same(task.agent_type, body):
+        raise IdempotencyConflict(key, str(first.task_id))
+    if first.body is None:  # it was discarded
+        return task.model_copy(update={"task_id": first.task_id})
+    return Task.model_validate_json(first.body)
+
+
+async def _hand_over(entrance: Entrance, due: Due) -> None:
+    try:
+        await entrance.hand_over(due)
+    except StoreUnavailable as error:
+        hint = "a relay publishes the task when the lease of its row is over"
+        log.warning("submit.left", task_id=str(due.task_id), error=str(error), hint=hint)

@@ -20,12 +20,14 @@ WarrenError
 │   │   └── StoreBusy         all connections of this process are in use
 │   ├── StoreUnusable         it is damaged, read-only or of another schema version
 │   └── FenceLost             a newer run has taken this task over: stop
+├── IdempotencyConflict       an idempotency key was used before, for another agent type or payload
 ├── StepError                 a step's name was used twice, or its value is no JSON or too large
 ├── CommandFailed             a `CommandAgent`'s program did not start, failed, or printed no JSON
 ├── HttpFailed                an `HttpAgent`'s server was not reached, failed, or answered no JSON
 ├── InvalidTask               not a task, or not one of a version that we read
 ├── TaskFailed                the task ended dead or cancelled (raised by `Client.run`)
 ├── ResultTimeout             no result came in time (the task may still be running)
+├── CallerTimeout             an attempt outlasted the `timeout_s` of its task, shorter than the operator's
 ├── Reject                    raised by an agent: end this task now, without a retry
 └── RetryAfter                raised by an agent: try this task again in so many seconds
 """
@@ -61,7 +63,12 @@ class QueueMismatch(ConfigurationError):
 
 
 class BrokerError(WarrenError):
-    """The broker did or refused something."""
+    """The broker did or refused something.
+
+    `may_have_arrived`: the message was sent before, and the confirm of that time was lost.
+    """
+
+    may_have_arrived: bool = False
 
 
 class BrokerNotFound(BrokerError):
@@ -102,6 +109,8 @@ class PublishTimeout(PublishError):
     Publishing the same task (same `task_id`) again is the safe way on.
     """
 
+    may_have_arrived = True
+
 
 class MessageTooLarge(PublishError):
     """The message is over `max_payload_bytes`, or over the broker's own limit."""
@@ -125,6 +134,20 @@ class StoreUnusable(StoreError):
 
 class FenceLost(StoreError):
     """A newer run has taken the task over. Whatever this run still writes changes nothing: stop."""
+
+
+class IdempotencyConflict(WarrenError):
+    """The idempotency key was used before, for another agent type or another payload.
+
+    `task_id` is the task that has the key. Nothing was submitted.
+    """
+
+    def __init__(self, key: str, task_id: str) -> None:
+        self.key, self.task_id = key, task_id
+        super().__init__(
+            f"the idempotency key {key!r} is of task {task_id}, which has another agent type or payload: "
+            "use a new key for a new task"
+        )
 
 
 class StepError(WarrenError):
@@ -153,6 +176,13 @@ class TaskFailed(WarrenError):
 
 class ResultTimeout(WarrenError):
     """No result arrived in time; the task itself may still be waiting or running."""
+
+
+class CallerTimeout(WarrenError, TimeoutError):
+    """An attempt outlasted its task's own `timeout_s`, which was shorter than the operator's limit.
+
+    It says nothing about the agent: neither its breaker nor its health counts it.
+    """
 
 
 class Reject(WarrenError):

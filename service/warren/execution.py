@@ -22,7 +22,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 from warren.agents import AgentSpec
 from warren.breaker import Permit, Valve
 from warren.context import Context
-from warren.errors import FenceLost, Reject, RetryAfter, WarrenError
+from warren.errors import CallerTimeout, FenceLost, Reject, RetryAfter, WarrenError
 from warren.failure import Failure, what_does_not_fit
 from warren.histogram import Times
 from warren.loops import is_cancelled
@@ -179,6 +179,9 @@ class Execution:
         if isinstance(error, Reject):
             self.valve.abandoned(permit)
             return self._dead("rejected", Failure.of(error))
+        if isinstance(error, CallerTimeout):
+            self.valve.abandoned(permit)
+            return self._failed(TimeoutError(str(error)).with_traceback(error.__traceback__))
         if isinstance(error, RetryAfter):
             self.valve.abandoned(permit)
         elif self.valve.failed(permit, error):
@@ -190,7 +193,7 @@ class Execution:
 
         The time begins when there is an agent: waiting for one, or starting it, uses up none of it.
         """
-        seconds = self.task.timeout_s or self.spec.timeout or self.settings.task_timeout
+        seconds, exceeded = self._limit()
         async with self.pool.lease(self.spec, self.task.user_id) as agent:
             self.attempting = True
             self._note_wait()
@@ -198,13 +201,23 @@ class Execution:
             try:
                 async with limit:
                     value = await agent.run(**arguments)
-            except TimeoutError as error:
-                if limit.expired():
-                    raise TimeoutError(f"no result within {seconds:g} s") from error
+            except Exception as error:
+                # Cut short by its caller, an agent may fail in any way: that is the caller's failure too.
+                if limit.expired() and (exceeded is CallerTimeout or isinstance(error, TimeoutError)):
+                    raise exceeded(f"no result within {seconds:g} s") from error
                 raise
             finally:
                 self.times.run.observe(time.perf_counter() - started)
             return self._as_json(value)
+
+    def _limit(self) -> tuple[float, type[TimeoutError]]:
+        """Seconds that an attempt may take, and the error of one that takes longer: the smaller limit wins.
+
+        A caller may ask for less than the operator allows, never for more.
+        """
+        allowed = self.spec.timeout or self.settings.task_timeout
+        asked = self.task.timeout_s
+        return (allowed, TimeoutError) if asked is None or asked >= allowed else (asked, CallerTimeout)
 
     def _note_wait(self) -> None:
         """A task is ready from when it was made, or from when it may run: that wait was asked for."""

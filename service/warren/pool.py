@@ -18,14 +18,14 @@ from typing import Final
 
 from warren.agent import Agent
 from warren.agents import AgentSpec
-from warren.errors import FenceLost, Reject, RetryAfter, WarrenError
+from warren.errors import CallerTimeout, FenceLost, Reject, RetryAfter, WarrenError
 from warren.loops import is_cancelled
 from warren.pool_life import Lives
 from warren.pool_members import Member, Members
 from warren.settings import Settings
 
 # What says nothing about the agent that ran the task.
-_THE_TASKS_OWN: Final = (Reject, RetryAfter, FenceLost)
+_THE_TASKS_OWN: Final = (Reject, RetryAfter, CallerTimeout, FenceLost)
 
 
 @dataclass(slots=True, eq=False)

@@ -18,6 +18,7 @@ import uvloop
 
 from warren import agents_file
 from warren.agents import Warren
+from warren.descriptors import raise_limit
 from warren.errors import ConfigurationError
 from warren.settings import Settings
 from warren.worker import Worker
@@ -109,6 +110,7 @@ def spare_the_collector() -> None:
 async def work(app: Warren, settings: Settings, url: str) -> None:
     """Run a worker until SIGTERM or Ctrl-C; a second one of either releases what still runs at once."""
     spare_the_collector()
+    raise_limit()
     worker = Worker(app, settings, url)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):

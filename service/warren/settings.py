@@ -60,7 +60,9 @@ class Settings(BaseSettings):
     )
     max_payload_bytes: int = Field(MIB, ge=1, description="Largest task body, in bytes.")
     max_result_bytes: int = Field(MIB, ge=1, description="Largest result of an agent, in bytes.")
-    task_timeout: float = Field(300, gt=0, description="Time for one attempt, unless the agent says more.")
+    task_timeout: float = Field(
+        300, gt=0, description="Time for one attempt, unless its agent says otherwise."
+    )
     drain_timeout: float = Field(30, ge=0, description="Time that running tasks have at shutdown.")
 
     retries: int = Field(3, ge=0, description="Attempts after the first.")
@@ -105,6 +107,9 @@ class Settings(BaseSettings):
     gateway_rate: float = Field(100, gt=0, description="Requests a second that one key may make for long.")
     gateway_burst: int = Field(200, ge=1, description="Requests that one key may make at once.")
     gateway_max_body_bytes: int = Field(16 * MIB, ge=1, description="Largest body of a request, in bytes.")
+    gateway_max_values: int = Field(
+        200_000, ge=1, description="Values (strings, commas, opening brackets) in the body of a request."
+    )
     gateway_body_timeout: float = Field(30, gt=0, description="Time for the body of a request to arrive.")
     gateway_listeners: int = Field(10_000, ge=1, description="Streams of events that may be open at once.")
     gateway_listeners_per_user: int = Field(1000, ge=1, description="Of these, streams of one user.")

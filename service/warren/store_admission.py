@@ -26,6 +26,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from warren.errors import StoreError
 from warren.store import Store
 from warren.store_outbox import Parcel, body_of, waiting_row
+from warren.store_requests import FirstRequest
 from warren.store_schema import SCHEDULED, fitting, tasks
 from warren_schemas import AMQP_PRIORITY, Task
 
@@ -75,6 +76,14 @@ class Conflict:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyConflict:
+    """The user's idempotency key is that of this task, which has another agent type or payload."""
+
+    task_id: UUID
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class QuotaExceeded:
     """The user has as many unfinished tasks as it may."""
 
@@ -91,7 +100,7 @@ class OutboxFull:
     own: int
 
 
-Answer: TypeAlias = Admitted | Conflict | QuotaExceeded | OutboxFull
+Answer: TypeAlias = Admitted | Conflict | KeyConflict | QuotaExceeded | OutboxFull
 
 
 @dataclass(slots=True)
@@ -146,14 +155,37 @@ class Admission:
         """Let tasks in, in one transaction: an answer for each, in order. Durable when it returns.
 
         Those who ask while others are let in share the next transaction. Raises StoreUnavailable when the
-        database is away; then none is let in.
+        database is away; then none is let in, unless some have used their idempotency keys before: then it
+        may be raised after the others were let in.
         """
         request = _Request([_fitted(entry) for entry in entries])
         self._waiting.append(request)
         if self._writing is None or self._writing.done():
             # In a task of its own: somebody who does not wait any more holds up nobody else.
             self._writing = asyncio.create_task(self._write_all())
-        return await request.answers
+        answers = await request.answers
+        return [
+            await self._compared(entry, answer)
+            for entry, answer in zip(request.entries, answers, strict=True)
+        ]
+
+    async def _compared(self, entry: NewTask, answer: Answer) -> Answer:
+        """The answer, or a conflict where the first task with the key was another one.
+
+        Bodies are read outside the transaction and one at a time: a thousand could be a gigabyte.
+        """
+        if not (isinstance(answer, Admitted) and answer.existed and entry.idempotency_key is not None):
+            return answer
+        first = await self._first(answer.task_id)
+        if first is None or await first.is_the_same(entry.agent_type, entry.parcel.body):
+            return answer
+        return KeyConflict(answer.task_id, entry.idempotency_key)
+
+    async def _first(self, task_id: UUID) -> FirstRequest | None:
+        """The task that has the key, or None: it was pruned a moment ago."""
+        query = select(tasks.c.task_id, tasks.c.agent_type, tasks.c.body).where(tasks.c.task_id == task_id)
+        row = await self._store.read(lambda connection: connection.execute(query).one_or_none())
+        return None if row is None else FirstRequest(*row)
 
     async def _write_all(self) -> None:
         while self._waiting:

@@ -23,7 +23,7 @@ from warren.store import Store
 from warren.store_audit import Note
 from warren.store_schema import fitting, keys, sessions
 
-Role = Literal["tenant", "operator", "admin"]
+Role = Literal["metrics", "tenant", "operator", "admin"]
 Kind = Literal["session", "login"]
 
 PREFIXES: Final[dict[Kind, str]] = {"session": "ws", "login": "wl"}

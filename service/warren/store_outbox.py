@@ -19,6 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from warren.store import Store
 from warren.store_ledger import Entry, Ledger
+from warren.store_requests import FirstRequest
 from warren.store_schema import PUBLISHED, SCHEDULED, tasks
 from warren_schemas import AMQP_PRIORITY, Task
 
@@ -194,10 +195,10 @@ class Entrance:
 
     async def enter(
         self, task_id: UUID, agent_type: str, user_id: str, key: str, parcel: Parcel
-    ) -> Due | bytes | None:
+    ) -> Due | FirstRequest | None:
         """Write a task down, once for its user and key.
 
-        Gives what its producer is to publish right now; or the body of the task that had the key before;
+        Gives what its producer is to publish right now; or the task that had the key before;
         or None while the producer of that one is publishing it and may yet be refused: ask again.
         Should a producer vanish, a relay publishes its task when the lease is over.
         """
@@ -205,19 +206,22 @@ class Entrance:
         new = waiting_row(task_id, agent_type, user_id, parcel, now, key=key)
         new |= {"dispatch": 1, "leased_until": now + LEASE}
 
-        def act(connection: Connection) -> Due | bytes | None:
+        def act(connection: Connection) -> Due | FirstRequest | None:
             written = connection.execute(self._insert(tasks).values(new).on_conflict_do_nothing())
             if written.rowcount:
                 return Due(task_id, "", agent_type, 0, 1, parcel)
             by_key = (tasks.c.user_id == user_id) & (tasks.c.idempotency_key == key)
-            known = select(tasks.c.body, tasks.c.status, tasks.c.leased_until).where(by_key)
+            first = select(tasks.c.task_id, tasks.c.agent_type, tasks.c.body)
+            known = first.add_columns(tasks.c.status, tasks.c.leased_until).where(by_key)
             row = connection.execute(known).one_or_none()
             if row is None:
                 itself = select(tasks.c.task_id).where(tasks.c.task_id == task_id)
                 is_here = connection.execute(itself).first() is not None
-                return parcel.body if is_here else None  # None: the other one was refused just now
-            body: bytes = row.body
-            return None if row.status == SCHEDULED and (row.leased_until or 0) > now else body
+                # None: the other one was refused just now.
+                return FirstRequest(task_id, agent_type, parcel.body) if is_here else None
+            if row.status == SCHEDULED and (row.leased_until or 0) > now:
+                return None
+            return FirstRequest(row.task_id, row.agent_type, row.body)
 
         return await self._store.run(act)
 
@@ -226,6 +230,15 @@ class Entrance:
 
         def act(connection: Connection) -> None:
             _mark_published(connection, [due])
+
+        await self._store.run(act)
+
+    async def hand_over(self, due: Due) -> None:
+        """Nobody knows whether the broker has it: from now on a relay may publish it."""
+
+        def act(connection: Connection) -> None:
+            statement = tasks.update().where(*_is_named(), tasks.c.status == SCHEDULED)
+            connection.execute(statement.values(leased_until=None), [_named(due)])
 
         await self._store.run(act)
 

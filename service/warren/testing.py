@@ -35,7 +35,8 @@ class TcpProxy:
         self._server: asyncio.Server | None = None
         self._links: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
         self._flowing = asyncio.Event()
-        self._flowing.set()
+        self._answering = asyncio.Event()
+        self.resume()
         self._refusing: Callable[[asyncio.StreamWriter], None] | None = None
         self._limit: int | None = None
         self.refused = 0  # connections that were reset or closed at once so far
@@ -85,9 +86,14 @@ class TcpProxy:
         """Stop passing anything on, closes included, but keep every connection: a frozen network."""
         self._flowing.clear()
 
+    def hold_answers(self) -> None:
+        """Pass on what clients send, and hold back what the server answers: confirms are late, or lost."""
+        self._answering.clear()
+
     def resume(self) -> None:
         """Pass on again, beginning with what was held up."""
         self._flowing.set()
+        self._answering.set()
 
     def refuse(self) -> None:
         """From now on, reset new connections as soon as they come in; those that are there stay."""
@@ -134,8 +140,8 @@ class TcpProxy:
         assert link is not None
         self._links[link].append(far)
         directions = {
-            asyncio.create_task(self._pass_on(near_reader, far, None)),
-            asyncio.create_task(self._pass_on(far_reader, near, self._limit)),
+            asyncio.create_task(self._pass_on(near_reader, far, None, self._flowing)),
+            asyncio.create_task(self._pass_on(far_reader, near, self._limit, self._flowing, self._answering)),
         }
         try:
             await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
@@ -147,17 +153,23 @@ class TcpProxy:
             await asyncio.gather(*directions, return_exceptions=True)
 
     async def _pass_on(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int | None
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        limit: int | None,
+        *gates: asyncio.Event,
     ) -> None:
         try:
             while limit != 0 and (data := await reader.read(min(CHUNK, limit or CHUNK))):
-                await self._flowing.wait()
+                for gate in gates:
+                    await gate.wait()
                 writer.write(data)
                 await writer.drain()
                 limit = None if limit is None else limit - len(data)
         except OSError as error:  # one of the sides is gone: for the other that is an end like any
             log.debug("proxy.lost", error=str(error))
-        await self._flowing.wait()
+        for gate in gates:
+            await gate.wait()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -82,7 +82,7 @@ async def test_an_idempotency_key_makes_one_task(front: Door) -> None:
     ann, bob = await front.caller("ann"), await front.caller("bob")
     headers = {"Idempotency-Key": "monday"}
     answers = await asyncio.gather(
-        *(ann.post(f"{API}/tasks", json=task(n), headers=headers) for n in range(8))
+        *(ann.post(f"{API}/tasks", json=task(), headers=headers) for _ in range(8))
     )
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["task_id"] for answer in answers}) == 1
@@ -92,6 +92,23 @@ async def test_an_idempotency_key_makes_one_task(front: Door) -> None:
     again = await ann.post(f"{API}/tasks", json=[task(idempotency_key="monday"), task()])
     assert [one["existed"] for one in again.json()["tasks"]] == [True, False]
     is_problem(await ann.post(f"{API}/tasks", json=[task()], headers=headers), 422)
+
+
+async def test_an_idempotency_key_that_is_used_for_something_else_is_a_conflict(front: Door) -> None:
+    ann, headers = await front.caller("ann"), {"Idempotency-Key": "monday"}
+    first = await ann.post(f"{API}/tasks", json=task({"a": 1, "b": 2}), headers=headers)
+    spaced = b' {"payload": {"b" : 2, "a": 1},  "agent_type": "echo"}'
+    same = await ann.post(
+        f"{API}/tasks", content=spaced, headers={**headers, "Content-Type": "application/json"}
+    )
+    assert same.json() == {"task_id": first.json()["task_id"], "existed": True}
+    for wanted in (task({"a": 1}), task({"a": 1, "b": 2}, "other")):
+        refused = is_problem(await ann.post(f"{API}/tasks", json=wanted, headers=headers), 409)
+        assert refused["type"] == "urn:warren:problem:idempotency-conflict"
+        assert refused["task_id"] == first.json()["task_id"]
+    told = await ann.post(f"{API}/tasks", json=[task(9, idempotency_key="monday"), task()])
+    assert told.json()["admitted"] == 1
+    assert told.json()["tasks"][0]["error"]["status"] == 409
 
 
 async def test_the_quota_is_exact_for_those_who_come_at_once(front: Door) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 from tests.gateways import API, Door, door, is_problem, stream, submit, task
 from tests.rig import PATIENCE, eventually
 
@@ -309,3 +310,89 @@ async def test_a_key_that_is_revoked_while_it_is_looked_up_is_not_kept(store_url
         keys.go_on.set()
         await asking
         assert await guests.key(shown, secret) is None
+
+
+# -- what a body may hold ------------------------------------------------------------------------------
+
+LONGEST_STANDSTILL = 2.0  # seconds; it was twenty. Alone on a machine it is a tenth of a second.
+VALUES = 190_000  # just under the limit of a body
+
+
+def bodies_near_the_limits() -> dict[str, tuple[bytes, int]]:
+    """Bodies that cost much, and how each is answered."""
+    most = 16 * 1024 * 1024 - 100
+    front, end = b'{"agent_type":"echo","payload":', b"}"
+    notes = b",".join(b'"%d":1' % number for number in range(VALUES // 2))
+    names = b",".join(b'"%d":1' % number for number in range(VALUES // 2))
+    one = b'{"agent_type":"echo","payload":1,"metadata":{"' + b"n" * 900 + b'":1},"x":1,"y":1,"z":1,"u":1}'
+    return {
+        "empty lists": (b"[" + b"[]," * (most // 3) + b"[]]", 413),
+        "empty lists under the limit": (front + b"[" + b"[]," * (VALUES // 2) + b"[]]" + end, 202),
+        "escapes": (front + b'"' + b"\\n" * (most // 2) + b'"' + end, 413),
+        "quotes": (b'"' * most, 413),
+        "an open string": (b'["' + b'\\"' * (most // 2), 400),
+        "prose": (front + b'"' + b"well, [then], {so}" * (most // 20) + b'"' + end, 413),
+        "numbers": (front + b"[" + b"1," * VALUES + b"1]" + end, 202),
+        "depth": (b"[" * most, 413),
+        "notes": (front + b'1,"metadata":{' + notes + b"}" + end, 422),
+        "unknown fields": (front + b"1," + names + end, 422),
+        "a thousand that do not fit": (b"[" + b",".join([one] * 1000) + b"]", 422),
+    }
+
+
+async def test_no_body_holds_up_other_requests_or_has_a_large_answer(store_url: str) -> None:
+    async with door(store_url) as front:
+        ann, watch = await front.caller("ann"), await front.client()
+        longest = 0.0
+
+        async def look() -> None:
+            nonlocal longest
+            while True:
+                begun = time.monotonic()
+                assert (await watch.get("/healthz")).status_code == 200
+                longest = max(longest, time.monotonic() - begun)
+                await asyncio.sleep(0.01)
+
+        looking = asyncio.create_task(look())
+        for what, (body, status_code) in bodies_near_the_limits().items():
+            answer = await ann.post(
+                f"{API}/tasks", content=body, headers={"Content-Type": "application/json"}
+            )
+            assert answer.status_code == status_code, (what, answer.text[:500])
+            assert len(answer.content) < 4 * len(body) + 1000, what
+            assert len(answer.content) < 3 * 1024 * 1024, what
+            assert len(answer.json().get("errors", ())) <= 20, what
+            assert not looking.done(), what
+        looking.cancel()
+    assert longest < LONGEST_STANDSTILL
+
+
+async def test_a_body_that_is_no_list_of_tasks_may_hold_less(store_url: str) -> None:
+    async with door(store_url) as front:
+        admin = await front.caller("ada", "admin")
+        names = {str(number): 1 for number in range(9000)}
+        problem = is_problem(await admin.post(f"{API}/keys", json=names), 422)
+        assert len(problem["errors"]) == 20
+        assert "more" in problem["detail"]
+        names = {str(number): 1 for number in range(11_000)}
+        assert is_problem(await admin.post(f"{API}/keys", json=names), 413)["limit"] == 20_000
+        is_problem(await admin.post(f"{API}/keys", json={"user_id": "x" * 2_000_000}), 413)
+
+
+async def test_refusals_are_logged_without_secrets_and_not_without_end(store_url: str) -> None:
+    with capture_logs() as logs:
+        async with door(store_url) as front:
+            ann = await front.caller("ann")
+            wrong = await front.client(WRONG)
+            for _ in range(10):
+                is_problem(await wrong.get(f"{API}/session"), 401)
+                is_problem(await ann.get("/metrics"), 403)
+            _, secret = await front.keys.create("ann", "tenant")
+            await (await front.client()).post(f"{API}/session", json={"key": secret})
+    refused = [line for line in logs if line["event"] == "gateway.refused"]
+    assert [(line["status"], line["user_id"]) for line in refused] == [(401, None), (403, "ann")]
+    assert all(line["address"] == "127.0.0.1" for line in refused)
+    (login,) = [line for line in logs if line["event"] == "gateway.login"]
+    assert (login["user_id"], login["by"]) == ("ann", "key")
+    assert "wk_0123456789ab_" not in str(logs)
+    assert secret not in str(logs)

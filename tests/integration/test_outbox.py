@@ -9,16 +9,20 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
+from pydantic import JsonValue
+from tests.faults import declared
 from tests.rig import Rig, eventually, publish, task_body
 
 from warren import Context, RetryAfter, Warren
 from warren.client import make_task
-from warren.errors import QueueFull, UnknownAgentType
+from warren.errors import IdempotencyConflict, PublishTimeout, QueueFull, UnknownAgentType
 from warren.store import Store
 from warren.store_admission import Admission, Admitted, NewTask, QuotaExceeded
+from warren.testing import TcpProxy
 from warren_schemas import DISPATCH
 
 SOON = 0.6  # seconds: over the limit that a worker holds below
@@ -149,12 +153,12 @@ async def test_a_second_submit_with_the_same_key_returns_the_first_task(rig: Rig
     app, ran = recorder()
     async with rig.worker(app, store_url=store), rig.client(store_url=store) as client:
         first = await client.submit("note", "a", idempotency_key="k")
-        again = await asyncio.gather(*(client.submit("note", "b", idempotency_key="k") for _ in range(5)))
+        again = await asyncio.gather(*(client.submit("note", "a", idempotency_key="k") for _ in range(5)))
         assert {task.task_id for task in again} == {first.task_id}
         assert again[0].payload == "a"
         other = await client.submit("note", "c", idempotency_key="k", user_id="somebody")
         assert other.task_id != first.task_id
-        assert await client.run("note", "d", idempotency_key="k", timeout=30) == "a"
+        assert await client.run("note", "a", idempotency_key="k", timeout=30) == "a"
         await eventually(lambda: len(ran) == 2, "both ran")
 
 
@@ -170,6 +174,81 @@ async def test_many_that_submit_one_key_at_once_make_one_task(rig: Rig, store: s
         )
     assert answers == ["x"] * 20
     assert len(ran) == 1
+
+
+async def test_a_key_that_is_used_for_something_else_is_a_conflict(rig: Rig, store: str) -> None:
+    app, ran = recorder()
+    async with rig.worker(app, store_url=store), rig.client(store_url=store) as client:
+        asked: JsonValue = {"a": 1, "b": [True, None]}
+        wrong: list[tuple[str, JsonValue]] = [("note", {"a": 1}), ("other", asked)]
+        first = await client.submit("note", asked, idempotency_key="k")
+        for agent_type, payload in wrong:
+            with pytest.raises(IdempotencyConflict) as raised:
+                await client.submit(agent_type, payload, idempotency_key="k")
+            assert (raised.value.key, raised.value.task_id) == ("k", str(first.task_id))
+        again = await client.submit("note", {"b": [True, None], "a": 1}, idempotency_key="k")
+        assert again.task_id == first.task_id
+        tasks = [make_task("note", 2, idempotency_key="k"), make_task("note", asked, idempotency_key="k")]
+        refused, same = await client.submit_many(tasks)
+        assert isinstance(refused.error, IdempotencyConflict)
+        assert (same.error, same.task.task_id) == (None, first.task_id)
+        await eventually(lambda: ran, "it ran")
+    assert len(ran) == 1
+
+
+async def test_a_full_queue_after_a_lost_confirm_takes_nothing_back(rig: Rig, store: str) -> None:
+    """The first copy is in the queue and fills it; its confirm is lost, and the second copy is refused."""
+    app, ran = recorder()
+    await declared(rig, app, queue_capacity=2)
+    address = urlsplit(rig.url)
+    async with (
+        TcpProxy(address.hostname or "", address.port or 5672) as proxy,
+        rig.client(proxy.url_for(rig.url), store_url=store) as client,
+    ):
+        await client.submit("note", "before")
+        proxy.hold_answers()
+        submitting = asyncio.create_task(client.submit("note", "a", idempotency_key="k"))
+        await eventually(lambda: _has_two(rig), "the first copy has arrived")
+        await _fill(rig)
+        proxy.cut()
+        proxy.resume()
+        first = await submitting
+        again = await client.submit("note", "a", idempotency_key="k")
+        assert again.task_id == first.task_id
+        async with rig.worker(app, store_url=store, queue_capacity=2):
+            assert await client.run("note", "a", idempotency_key="k", timeout=30) == "a"
+    assert [payload for _, payload in ran].count("a") == 1
+
+
+async def test_without_a_key_a_lost_confirm_is_no_full_queue(rig: Rig) -> None:
+    """Told that its queue is full, a producer would make a second task."""
+    app, _ = recorder()
+    await declared(rig, app, queue_capacity=2)
+    address = urlsplit(rig.url)
+    async with (
+        TcpProxy(address.hostname or "", address.port or 5672) as proxy,
+        rig.client(proxy.url_for(rig.url)) as client,
+    ):
+        await client.submit("note", "before")
+        proxy.hold_answers()
+        submitting = asyncio.create_task(client.submit("note", "a"))
+        await eventually(lambda: _has_two(rig), "the first copy has arrived")
+        await _fill(rig)
+        proxy.cut()
+        proxy.resume()
+        with pytest.raises(PublishTimeout, match="confirm was lost"):
+            await submitting
+
+
+async def _fill(rig: Rig) -> None:
+    """Submit until the queue is full: a quorum queue takes one or two more than its capacity."""
+    async with rig.client() as client:
+        while (await client.submit_many([make_task("note", "filler")]))[0].error is None:
+            pass
+
+
+async def _has_two(rig: Rig) -> bool:
+    return await rig.depth(rig.names.queue("note")) == 2
 
 
 async def test_a_refused_submit_leaves_its_key_free(rig: Rig, store: str) -> None:

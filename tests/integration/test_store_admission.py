@@ -22,11 +22,19 @@ from warren.client import make_task
 from warren.errors import StoreUnavailable
 from warren.settings import Settings
 from warren.store import Store
-from warren.store_admission import Admission, Admitted, Conflict, NewTask, OutboxFull, QuotaExceeded
+from warren.store_admission import (
+    Admission,
+    Admitted,
+    Conflict,
+    KeyConflict,
+    NewTask,
+    OutboxFull,
+    QuotaExceeded,
+)
 from warren.store_control import Board
 from warren.store_dead import DeadIndex, Filter
 from warren.store_ledger import Ledger
-from warren.store_outbox import Entrance, Outbox
+from warren.store_outbox import Due, Entrance, Outbox
 from warren.store_schema import tasks
 from warren.topology import Names
 from warren.wire import due_message
@@ -298,6 +306,24 @@ async def test_a_key_makes_one_task_a_user(ledger: Ledger) -> None:
     assert len(await columns(ledger.store, tasks.c.task_id)) == 2
 
 
+async def test_a_key_that_is_used_for_something_else_is_a_conflict(ledger: Ledger) -> None:
+    door = admission(ledger.store)
+
+    def asked(agent_type: str, payload: Any, **options: Any) -> NewTask:
+        return NewTask.of(make_task(agent_type, payload, idempotency_key="k", **options))
+
+    first = asked("greet", {"a": 1, "b": "x" * 100_000})
+    conflict = KeyConflict(first.task_id, "k")
+    same = Admitted(first.task_id, existed=True)
+    assert await door.admit([first, asked("greet", 1)]) == [Admitted(first.task_id), conflict]
+    again = asked("greet", {"b": "x" * 100_000, "a": 1}, priority="urgent", metadata={"try": "2"})
+    others = [asked("other", {"a": 1, "b": "x" * 100_000}), asked("greet", {"a": True, "b": "x" * 100_000})]
+    assert await door.admit([again, *others]) == [same, conflict, conflict]
+    nothing = {"status": "discarded", "body": None, "due_at": None, "finished_at": 1.0}
+    await execute(ledger.store, tasks.update().values(nothing))
+    assert await door.admit([again, asked("greet", 1), others[0]]) == [same, same, conflict]
+
+
 async def test_a_known_key_needs_no_place(ledger: Ledger) -> None:
     door = admission(ledger.store, limit=1, capacity=1)
     (first,) = new(idempotency_key="k")
@@ -325,10 +351,9 @@ async def test_an_id_that_is_known_is_a_conflict(ledger: Ledger) -> None:
 
 async def test_a_producer_cannot_take_back_what_somebody_was_told_is_let_in(ledger: Ledger) -> None:
     entrance, door, outbox = Entrance(ledger.store), admission(ledger.store), Outbox(ledger)
-    (task, again) = new(2)
+    (task, again) = new() + new()
     ours = await entrance.enter(task.task_id, "greet", "default", "k", task.parcel)
-    assert not isinstance(ours, bytes)
-    assert ours is not None
+    assert isinstance(ours, Due)
     answer = await door.admit([replace(again, idempotency_key="k")])
     assert answer == [Admitted(task.task_id, existed=True)]
     await entrance.withdraw(ours)
@@ -337,10 +362,9 @@ async def test_a_producer_cannot_take_back_what_somebody_was_told_is_let_in(ledg
 
 async def test_a_key_that_was_taken_back_is_free(ledger: Ledger) -> None:
     entrance, door = Entrance(ledger.store), admission(ledger.store)
-    (task, again) = new(2)
+    (task, again) = new() + new()
     ours = await entrance.enter(task.task_id, "greet", "default", "k", task.parcel)
-    assert not isinstance(ours, bytes)
-    assert ours is not None
+    assert isinstance(ours, Due)
     await entrance.withdraw(ours)
     assert await door.admit([replace(again, idempotency_key="k")]) == [Admitted(again.task_id)]
 
@@ -353,7 +377,7 @@ async def test_producers_and_the_front_door_share_keys_while_both_are_busy(url: 
         async def produce(key: str) -> None:
             (task,) = new()
             entered = await entrance.enter(task.task_id, "greet", "default", key, task.parcel)
-            if entered is not None and not isinstance(entered, bytes):
+            if isinstance(entered, Due):
                 await entrance.withdraw(entered)
 
         async def ask(key: str) -> Any:

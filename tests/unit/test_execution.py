@@ -234,7 +234,7 @@ class TestDeadAtOnce:
 class TestTime:
     @pytest.mark.parametrize(
         ("of_the_task", "of_the_agent", "of_the_settings"),
-        [(0.01, 60, 60), (None, 0.01, 60), (None, None, 0.01)],
+        [(0.01, 60, 60), (None, 0.01, 60), (None, None, 0.01), (3600, 0.01, 60), (3600, None, 0.01)],
     )
     async def test_the_nearest_timeout_wins(
         self, of_the_task: float | None, of_the_agent: float | None, of_the_settings: float
@@ -251,7 +251,30 @@ class TestTime:
             "TimeoutError",
             "no result within 0.01 s",
         )
-        assert bench.valve.failures == 1
+        assert bench.valve.failures == (0 if of_the_task == 0.01 else 1)
+
+    @pytest.mark.parametrize("cleanup_fails", [False, True])
+    async def test_a_timeout_that_the_caller_chose_is_not_the_agent_s_failure(
+        self, cleanup_fails: bool
+    ) -> None:
+        settings = Settings(retries=0, breaker_fail_max=2, unhealthy_after=2)
+        bench = Bench(settings)
+
+        @bench.app.agent("a")
+        async def agent(_payload: None) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                if cleanup_fails:
+                    raise ValueError("half a page")
+
+        for _ in range(5):
+            outcome = await bench.run(timeout_s=0.01)
+            assert isinstance(outcome, Dead)
+            assert outcome.failure.error_type == "TimeoutError"
+            assert outcome.failure.message == "no result within 0.01 s"
+        assert (bench.valve.state, bench.valve.failures) == ("closed", 0)
+        assert [(one.state, one.failures) for one in bench.pool._members] == [("idle", 0)]
 
     async def test_a_timeout_of_the_agent_s_own_keeps_its_words(self, bench: Bench) -> None:
         failing(bench, TimeoutError("the page did not load"), retries=0)

@@ -86,6 +86,8 @@ def _wrap(app: FastAPI, backend: Backend, *, is_local: bool) -> None:
     app.add_middleware(
         Bodies,
         max_bytes=settings.gateway_max_body_bytes,
+        max_payload=settings.max_payload_bytes,
+        max_values=settings.gateway_max_values,
         budget=settings.gateway_max_bodies_bytes,
         seconds=settings.gateway_body_timeout,
     )

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from warren.gateway.limits import Buckets
 from warren.gateway.problems import ProblemError, later, not_found
-from warren.gateway.rules import PROBES, RANK, methods_of, rule_for
+from warren.gateway.rules import INCLUDES, PROBES, methods_of, rule_for
 from warren.store_keys import Key, Keys, Role, hash_of
 
 COOKIE: Final = "warren_session"
@@ -44,7 +44,7 @@ class Caller:
     @property
     def is_tenant(self) -> bool:
         """Whether they see only what is theirs."""
-        return self.role == "tenant"
+        return self.role not in ("operator", "admin")
 
     def owns(self, user_id: str) -> bool:
         """Whether what belongs to this user is there for them."""
@@ -114,10 +114,10 @@ class Gatekeeper:
             charge(self._strangers, address_of(scope), "this address, without a key,")
             return
         caller = await self._identify(scope)
-        charge(self._buckets, caller.key_id, "this key")
-        if RANK[caller.role] < RANK[need]:
-            raise ProblemError(403, f"this takes the role {need}, and the key's is {caller.role}")
         scope.setdefault("state", {})["caller"] = caller
+        charge(self._buckets, caller.key_id, "this key")
+        if need not in INCLUDES[caller.role]:
+            raise ProblemError(403, f"this takes the role {need}, and the key's is {caller.role}")
 
     async def _identify(self, scope: Scope) -> Caller:
         """Who shows a key that is good; an address pays for the others.

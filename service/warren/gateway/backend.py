@@ -17,6 +17,7 @@ from warren.bus import Connection
 from warren.bus_publisher import Publisher
 from warren.errors import ConfigurationError, StoreError
 from warren.gateway.auth import Caller
+from warren.gateway.bounds import Aside
 from warren.gateway.heard import Heard
 from warren.gateway.replays import Carrier
 from warren.gateway.steering import Steering
@@ -68,6 +69,7 @@ class Backend:
         self.heard = Heard(self._consuming, self.archive, self.keys, settings)
         self._probing, self._probed_at = asyncio.Lock(), -PROBED
         self._state: PartState = "down"
+        self.aside = Aside()
         self.steering = Steering(remembering.board, publisher, self.names, self.loops)
         self.carrier = Carrier(self.store, settings, self.heard, self.loops)
 

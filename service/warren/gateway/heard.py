@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from warren.bus import Connection
 from warren.bus_delivery import Delivery
 from warren.bus_subscription import Subscription
+from warren.descriptors import room_for_streams
 from warren.errors import StoreUnavailable
 from warren.gateway.auth import Caller
 from warren.gateway.listeners import Listener, Turns
@@ -45,7 +46,10 @@ class Heard:
     def __init__(self, connection: Connection, archive: Archive, keys: Keys, settings: Settings) -> None:
         self.metrics = Metrics(settings)
         self._archive, self._keys = archive, keys
-        self._most, self._most_of_one = settings.gateway_listeners, settings.gateway_listeners_per_user
+        # Never more than there are descriptors for, and never all of them for one user.
+        room = room_for_streams()
+        self._most = min(settings.gateway_listeners, room)
+        self._most_of_one = min(settings.gateway_listeners_per_user, max(1, room // 2))
         self._grace = settings.reconnect_max_delay
         self._listeners: dict[UUID, set[Listener]] = {}
         self._alarms: set[asyncio.Queue[Event]] = set()

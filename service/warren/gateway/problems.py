@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from http import HTTPStatus
+from itertools import islice
 from typing import Any, Final
 
 import structlog
@@ -22,6 +24,9 @@ MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER: Final = 5  # seconds until it is worth asking again for what may heal by itself
 INPUT_SHOWN: Final = 200  # characters of a wrong value in the error that names it
 INPUT_TOLD: Final = 60  # and in the sentence about all errors
+ERRORS: Final = 20  # that an answer names; it says how many more there are
+ERRORS_OF_ONE: Final = 3  # for one task of a list of a thousand
+PART: Final = 100  # characters of a name on the way to a wrong value
 
 _EXAMPLE: Final[JsonDict] = {
     "type": "about:blank",
@@ -137,30 +142,54 @@ def unfit(*where: str | int, message: str, got: object) -> ProblemError:
     return _unfit([Misfit(where=list(where), message=message, got=_short(got))])
 
 
-def unfit_model(error: RequestValidationError | ValidationError, *under: str | int) -> ProblemError:
-    """422 for what a validation found; `under` is the way to what was validated."""
-    return _unfit(
-        [
-            Misfit(
-                where=[*under, *(part if isinstance(part, int) else str(part) for part in one["loc"])],
-                message=str(one["msg"]),
-                got=_short(one.get("input")),
-            )
-            for one in error.errors()
-        ]
-    )
+def unfit_model(
+    error: RequestValidationError | ValidationError, *under: str | int, most: int = ERRORS
+) -> ProblemError:
+    """422 for what a validation found, the first so many; `under` is the way to what was validated."""
+    errors = error.errors()
+    shown = [
+        Misfit(
+            where=[*under, *(part if isinstance(part, int) else str(part)[:PART] for part in one["loc"])],
+            message=str(one["msg"])[:INPUT_SHOWN],
+            got=_short(one.get("input")),
+        )
+        for one in errors[:most]
+    ]
+    return _unfit(shown, len(errors) - len(shown))
 
 
-def _unfit(found: list[Misfit]) -> ProblemError:
+def _unfit(found: list[Misfit], more: int = 0) -> ProblemError:
     told = "; ".join(
         f"{'.'.join(str(part) for part in one.where)}: {one.message} (got {one.got:.{INPUT_TOLD}})"
         for one in found
     )
+    if more:
+        told += f"; and {more} more"
     return ProblemError(422, told, kind="invalid", title="The request does not fit", errors=found)
 
 
+class _Short(reprlib.Repr):
+    """`repr` of the beginning of a value: of all of it, it could take seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxlist = 4, 8, 8
+        self.maxstring = self.maxother = self.maxlong = INPUT_SHOWN
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        """In the dictionary's own order: sorting it could take long."""
+        if level <= 0:
+            return "{...}"
+        first = islice(x.items(), self.maxdict)
+        shown = [f"{self.repr1(name, level - 1)}: {self.repr1(value, level - 1)}" for name, value in first]
+        return "{" + ", ".join([*shown, *(["..."] if len(x) > self.maxdict else [])]) + "}"
+
+
+_shortener: Final = _Short()
+
+
 def _short(got: object) -> str:
-    return repr(got)[:INPUT_SHOWN]
+    return _shortener.repr(got)[:INPUT_SHOWN]
 
 
 _DESCRIPTIONS: Final = {

@@ -9,13 +9,19 @@ from starlette.routing import compile_path
 
 from warren.store_keys import Role
 
-Need = Literal["nobody", "tenant", "operator", "admin"]
-"""The least role that a caller has to have; `nobody` needs no key."""
+Need = Literal["nobody", "metrics", "tenant", "operator", "admin"]
+"""The role that a route takes, or one that includes it; `nobody` needs no key."""
 
 PROBES: Final = ("/healthz", "/readyz")
 """What costs next to nothing, and must answer however many come from the same address."""
 
-RANK: Final[Mapping[Need | Role, int]] = {"nobody": 0, "tenant": 1, "operator": 2, "admin": 3}
+INCLUDES: Final[Mapping[Role, frozenset[Need]]] = {
+    "metrics": frozenset({"nobody", "metrics"}),
+    "tenant": frozenset({"nobody", "tenant"}),
+    "operator": frozenset({"nobody", "metrics", "tenant", "operator"}),
+    "admin": frozenset({"nobody", "metrics", "tenant", "operator", "admin"}),
+}
+"""What each role may do: Prometheus reads the fleet's numbers, and nothing else."""
 
 API: Final = "/api/v1"
 
@@ -24,7 +30,7 @@ RULES: Final[Mapping[tuple[str, str], Need]] = {
     ("HEAD", "/healthz"): "nobody",
     ("GET", "/readyz"): "nobody",
     ("HEAD", "/readyz"): "nobody",
-    ("GET", "/metrics"): "operator",
+    ("GET", "/metrics"): "metrics",
     ("GET", "/login"): "nobody",
     ("GET", "/"): "tenant",
     ("HEAD", "/"): "tenant",

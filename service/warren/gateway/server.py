@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 import uvicorn
 
+from warren.descriptors import raise_limit
 from warren.errors import ConfigurationError
 from warren.gateway.app import create_app
 from warren.gateway.backend import Backend
@@ -103,6 +104,7 @@ async def opened(
     Raises StoreUnusable, and ConfigurationError for an address that cannot be had, where others can reach it
     and there is no key, and where the settings name no store.
     """
+    raise_limit()
     listening = _bound(host, port)
     try:
         is_local = is_loopback(listening.getsockname()[0])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
+import structlog
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from warren.gateway.auth import CHALLENGE, COOKIE, TheCaller, charge
+from warren.gateway.auth import CHALLENGE, COOKIE, TheCaller, address_of, charge
 from warren.gateway.models import TheBackend, TheBuckets, TheGuests
 from warren.gateway.problems import ProblemError, problems
 from warren.gateway.rules import API
-from warren.store_keys import Role
+from warren.store_keys import Key, Role
+
+log = structlog.get_logger(__name__)
 
 router = APIRouter(tags=["session"])
 
@@ -53,6 +56,7 @@ async def log_in(
     charge(buckets, key.key_id, "this key")
     seconds = backend.settings.gateway_session_time
     _set_cookie(response, request, await backend.keys.open_session(key.key_id, seconds), seconds)
+    _note_login(request, key, "key")
     return Session(user_id=key.user_id, role=key.role, key_id=key.key_id)
 
 
@@ -90,9 +94,17 @@ async def follow(
     secret = await backend.keys.redeem(token, seconds)
     if secret is None:
         raise ProblemError(401, "this link was used before, or is too old", headers=CHALLENGE)
+    _note_login(request, await backend.keys.session(secret), "link")
     response = RedirectResponse(HOME, 303)
     _set_cookie(response, request, secret, seconds)
     return response
+
+
+def _note_login(request: Request, key: Key | None, how: str) -> None:
+    if key is not None:  # else it was revoked a moment ago
+        log.info(
+            "gateway.login", key_id=key.key_id, user_id=key.user_id, by=how, address=address_of(request.scope)
+        )
 
 
 def _set_cookie(response: Response, request: Request, secret: str, seconds: float) -> None:

@@ -3,32 +3,51 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any, Final, TypeAlias
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import from_json
 
 from warren.client_tasks import make_task
-from warren.errors import ConfigurationError
+from warren.errors import ConfigurationError, IdempotencyConflict
 from warren.gateway.auth import Caller, TheCaller
 from warren.gateway.models import TheBackend, Time
-from warren.gateway.problems import Problem, ProblemError, later, problems, unfit, unfit_model
+from warren.gateway.problems import (
+    ERRORS,
+    ERRORS_OF_ONE,
+    INPUT_TOLD,
+    Problem,
+    ProblemError,
+    later,
+    problems,
+    unfit,
+    unfit_model,
+)
 from warren.gateway.rules import API
 from warren.gateway.texts import Text
-from warren.store_admission import Admitted, Answer, Conflict, NewTask, OutboxFull, QuotaExceeded
+from warren.store_admission import Admitted, Answer, Conflict, KeyConflict, NewTask, OutboxFull, QuotaExceeded
 from warren_schemas import TRACEPARENT, TRACESTATE, Priority, Task
 from warren_schemas.values import AgentType
 
 router = APIRouter(prefix=API, tags=["tasks"])
 
 MOST: Final = 1000  # tasks in one request
+MOST_FIELDS: Final = 100  # that are told apart; a task has 11
 # W3C Trace Context, 3.2 and 3.3: nobody has to hand on a `tracestate` of more than 512 characters.
 PARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 STATE: Final = re.compile(r"[\x20-\x7e]{1,512}")
+
+
+def _are_texts(notes: Any) -> Any:
+    """Stop at the first that is none: an error for each of a hundred thousand takes seconds."""
+    for name, value in notes.items() if isinstance(notes, dict) else ():
+        if not isinstance(value, str):
+            raise ValueError(f"{name[:INPUT_TOLD]!r} is no text")  # noqa: TRY004 - pydantic wants it
+    return notes
 
 
 class TaskIn(BaseModel):
@@ -47,11 +66,17 @@ class TaskIn(BaseModel):
     )
     not_before: Time | None = Field(None, description="Not run before this time.")
     expires_at: Time | None = Field(None, description="Dead, with reason expired, if not started by then.")
-    timeout_s: Annotated[float, Field(gt=0)] | None = Field(None, description="Time for one attempt.")
-    idempotency_key: Text | None = Field(
-        None, description="A second task of this user with the same key is the first one."
+    timeout_s: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Time for one attempt, if it is shorter than the agent's own."
     )
-    metadata: dict[str, str] = Field(default_factory=dict, description="Your notes; Warren keeps them.")
+    idempotency_key: Text | None = Field(
+        None,
+        description="A second task of this user with the same key is the first one; with another agent type "
+        "or payload it is a 409.",
+    )
+    metadata: Annotated[dict[str, str], BeforeValidator(_are_texts)] = Field(
+        default_factory=dict, description="Your notes; Warren keeps them."
+    )
 
 
 class Accepted(BaseModel):
@@ -121,14 +146,12 @@ async def submit(
     the answer to each in `tasks`. `Idempotency-Key` is that of a single task. The trace of the request goes
     on with each task.
     """
-    wanted = _parsed(await request.body())
+    body = await request.body()
+    wanted = await backend.aside.call(body, lambda: _asked(caller, body, idempotency_key))
     with _traced(backend, trace) as carry:
         if isinstance(wanted, list):
-            if idempotency_key is not None:
-                message = "is for one task: in a list each has a field idempotency_key"
-                raise unfit("header", "Idempotency-Key", message=message, got=idempotency_key)
-            return await _submit_many(backend, caller, wanted, carry)
-        told = await _submit_one(backend, caller, wanted, carry, idempotency_key)
+            return await _submit_many(backend, wanted, carry)
+        told = await _submit_one(backend, wanted, carry)
     response.headers["Location"] = f"{API}/tasks/{told.task_id}"
     return told
 
@@ -144,10 +167,8 @@ def _traced(backend: TheBackend, trace: Mapping[str, str]) -> Iterator[Carry]:
         yield lambda task: spans.enter_context(tracing.publishing(task.agent_type, task.task_id, trace))
 
 
-async def _submit_one(
-    backend: TheBackend, caller: Caller, wanted: Any, carry: Carry, key: str | None
-) -> Accepted:
-    entry = _entry(backend, caller, wanted, carry, key)
+async def _submit_one(backend: TheBackend, wanted: Task | ProblemError, carry: Carry) -> Accepted:
+    entry = _entry(backend, wanted, carry)
     if isinstance(entry, ProblemError):
         raise entry
     [answer] = await backend.admission.admit([entry])
@@ -157,10 +178,10 @@ async def _submit_one(
     return told
 
 
-async def _submit_many(backend: TheBackend, caller: Caller, wanted: list[Any], carry: Carry) -> AcceptedMany:
-    entries = [
-        _entry(backend, caller, one, carry, where=("body", number)) for number, one in enumerate(wanted)
-    ]
+async def _submit_many(
+    backend: TheBackend, wanted: Sequence[Task | ProblemError], carry: Carry
+) -> AcceptedMany:
+    entries = [_entry(backend, one, carry) for one in wanted]
     sound = [entry for entry in entries if isinstance(entry, NewTask)]
     answers = iter(await backend.admission.admit(sound) if sound else ())
     told = [entry if isinstance(entry, ProblemError) else _told(next(answers)) for entry in entries]
@@ -183,10 +204,21 @@ def _all_refused(refused: list[ProblemError]) -> ProblemError:
         kind=one.type.rpartition(":")[2] if one.type != "about:blank" else None,
         title=one.title,
         headers=worst.headers,
-        errors=[misfit for each in refused for misfit in each.problem.errors],
+        errors=[misfit for each in refused for misfit in each.problem.errors][:ERRORS],
         tasks=[{"error": each.problem.model_dump()} for each in refused],
         **(one.model_extra or {}),
     )
+
+
+def _asked(caller: Caller, body: bytes, key: str | None) -> Task | ProblemError | list[Task | ProblemError]:
+    """What a body asks for; of a list, each task or why it is none."""
+    wanted = _parsed(body)
+    if not isinstance(wanted, list):
+        return _task(caller, wanted, key)
+    if key is not None:
+        message = "is for one task: in a list each has a field idempotency_key"
+        raise unfit("header", "Idempotency-Key", message=message, got=key)
+    return [_task(caller, one, None, number) for number, one in enumerate(wanted)]
 
 
 def _parsed(body: bytes) -> Any:
@@ -199,15 +231,11 @@ def _parsed(body: bytes) -> Any:
     return wanted
 
 
-def _entry(
-    backend: TheBackend,
-    caller: Caller,
-    wanted: Any,
-    carry: Carry,
-    key: str | None = None,
-    where: tuple[str | int, ...] = ("body",),
-) -> NewTask | ProblemError:
-    """What asks to be let in, or why it cannot. `where` it stands in the request."""
+def _task(caller: Caller, wanted: Any, key: str | None, number: int | None = None) -> Task | ProblemError:
+    """The task that is wanted, or why it is none. `number`: where it stands in a list."""
+    where, most = (("body",), ERRORS) if number is None else (("body", number), ERRORS_OF_ONE)
+    if isinstance(wanted, dict) and len(wanted) > MOST_FIELDS:
+        return unfit(*where, message=f"has {len(wanted)} fields, over {MOST_FIELDS}", got=wanted)
     try:
         given = TaskIn.model_validate(wanted)
         user_id = given.user_id or caller.user_id
@@ -216,14 +244,20 @@ def _entry(
         options = given.model_dump(exclude_none=True, exclude={"agent_type", "payload", "delay_s"})
         if key is not None:
             options["idempotency_key"] = key
-        task = make_task(
+        return make_task(
             given.agent_type, given.payload, **{**options, "user_id": user_id, "delay": given.delay_s}
         )
-        entry = NewTask.of(task, carry(task))
     except ValidationError as error:
-        return unfit_model(error, *where)
+        return unfit_model(error, *where, most=most)
     except ConfigurationError as error:
         return unfit(*where, message=str(error), got=wanted)
+
+
+def _entry(backend: TheBackend, task: Task | ProblemError, carry: Carry) -> NewTask | ProblemError:
+    """What asks to be let in, or why it cannot."""
+    if isinstance(task, ProblemError):
+        return task
+    entry = NewTask.of(task, carry(task))
     size, most = len(entry.parcel.body), backend.settings.max_payload_bytes
     if size > most:
         return ProblemError(
@@ -255,6 +289,14 @@ def _told(answer: Answer) -> Accepted | ProblemError:
                 capacity=capacity,
                 waiting=waiting,
                 own=own,
+            )
+        case KeyConflict(task_id, key):
+            return ProblemError(
+                409,
+                str(IdempotencyConflict(key, str(task_id))),
+                kind="idempotency-conflict",
+                title="The idempotency key is used",
+                task_id=str(task_id),
             )
         case Conflict(task_id):
             return ProblemError(409, f"there is a task {task_id} already")

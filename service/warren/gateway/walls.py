@@ -16,8 +16,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from warren.gateway.auth import Caller
+from warren.gateway.bounds import Aside, check_bounds
 from warren.gateway.problems import ProblemError, later, problem_of
-from warren.gateway.rules import rule_for
+from warren.gateway.refusals import Refusals
+from warren.gateway.rules import API, rule_for
 
 # No script at all: what an answer shows is text. `frame-ancestors` keeps it out of other sites' frames.
 POLICY: Final = (
@@ -33,6 +35,9 @@ HEADERS: Final = {
     "Cache-Control": "no-store",
 }
 SMALL: Final = 4096  # bytes of a body of somebody who needs no key, or that uvicorn throws away itself
+TASKS: Final = f"{API}/tasks"
+BESIDE: Final = 64 * 1024  # bytes beside the payload in a body that is no list of tasks
+FEW: Final = 20_000  # values in such a body: FastAPI tells of each that does not fit
 LINGER: Final = 10.0  # seconds in which the rest of a body is thrown away after its refusal
 LINGERED: Final = 128 * 1024 * 1024  # bytes of it
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -42,7 +47,7 @@ class Answers:
     """The outermost wall: every answer has the security headers, and every error is a problem."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self._app, self._refusals = app, Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -66,7 +71,9 @@ class Answers:
         except Exception as error:
             if begun:
                 raise  # the connection is cut, which is all that can be said now
-            await self._refuse(problem_of(error), incoming, scope, guarded)
+            problem = problem_of(error)
+            self._refusals.note(scope, problem.problem.status, problem.problem.detail)
+            await self._refuse(problem, incoming, scope, guarded)
 
     async def _refuse(self, problem: ProblemError, incoming: _Incoming, scope: Scope, send: Send) -> None:
         """Answer, and close the connection if there is much more to come.
@@ -141,9 +148,13 @@ class Bodies:
     left (dynamic thresholds, as in shared buffers of switches): one alone comes to half of it.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, budget: int, seconds: float) -> None:
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, max_payload: int, max_values: int, budget: int, seconds: float
+    ) -> None:
         self._app, self._max_bytes, self._seconds = app, max_bytes, seconds
+        self._max_payload, self._max_values = max_payload, max_values
         self._budget, self._held = budget, Counter[str]()  # by user
+        self._aside = Aside()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on with its whole body; one that goes away before it is complete, not at all."""
@@ -152,9 +163,7 @@ class Bodies:
         if length == "0" and "transfer-encoding" not in headers:
             await self._app(scope, receive, send)
             return
-        # Whoever needs no key could otherwise fill our memory.
-        needs_no_key = rule_for(scope["method"], scope["path"]) in ("nobody", None)
-        most = min(SMALL, self._max_bytes) if needs_no_key else self._max_bytes
+        most, values = self._limits(scope)
         if int(length) > most:
             raise _too_large(most)
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -165,8 +174,16 @@ class Bodies:
             body = await self._read(receive, most, hold)
             if body is None:
                 return
-            _check(body)
+            await self._aside.call(body, lambda: _check(body, values))
             await self._app(scope, _again(body, receive), send)
+
+    def _limits(self, scope: Scope) -> tuple[int, int]:
+        """The bytes and the values that a body may have: only tasks come by the thousand."""
+        if rule_for(scope["method"], scope["path"]) in ("nobody", None):
+            return min(SMALL, self._max_bytes), SMALL  # whoever needs no key could otherwise fill our memory
+        if scope["path"] == TASKS:
+            return self._max_bytes, self._max_values
+        return min(self._max_payload + BESIDE, self._max_bytes), min(FEW, self._max_values)
 
     @contextmanager
     def _account(self, user_id: str) -> Iterator[Callable[[int], None]]:
@@ -214,7 +231,8 @@ class Bodies:
             raise ProblemError(408, slow, headers={"Connection": "close"}) from error
 
 
-def _check(body: bytes) -> None:
+def _check(body: bytes, values: int) -> None:
+    check_bounds(body, values)
     try:
         from_json(body, allow_inf_nan=False)
     except ValueError as error:  # nested too deeply, half of a surrogate pair: no database takes them either
