@@ -24,6 +24,7 @@ from warren_schemas.headers import (
     TRACESTATE,
     WORKER,
 )
+from warren_schemas.heartbeat import LONGEST_INTERVAL, SHORTEST_INTERVAL, Heartbeat, WorkerTally
 from warren_schemas.result import Result, ResultError, Status
 from warren_schemas.task import AMQP_PRIORITY, Priority, Task
 from warren_schemas.values import AGENT_TYPE_PATTERN, CONTENT_TYPE, NAME_PATTERN, VERSION, Reason
@@ -40,10 +41,12 @@ __all__ = [
     "FIRST_DEATH_REASON",
     "FIRST_FAILED_AT",
     "LAST_FAILED_AT",
+    "LONGEST_INTERVAL",
     "NAME_PATTERN",
     "REASON",
     "REPLAY",
     "REPUBLISHED",
+    "SHORTEST_INTERVAL",
     "STATES",
     "TRACEBACK",
     "TRACEPARENT",
@@ -52,6 +55,7 @@ __all__ = [
     "WORKER",
     "DeadLetterHeaders",
     "Event",
+    "Heartbeat",
     "Kind",
     "Priority",
     "Reason",
@@ -60,4 +64,5 @@ __all__ = [
     "State",
     "Status",
     "Task",
+    "WorkerTally",
 ]

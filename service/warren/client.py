@@ -32,7 +32,9 @@ from warren.errors import (
     UnknownAgentType,
     Unroutable,
 )
+from warren.event_reader import EventReader
 from warren.loops import Loops
+from warren.refusals import Refusals
 from warren.settings import Settings
 from warren.store_archive import TaskRecord
 from warren.topology import Names, Queue, Topology, exchanges
@@ -45,6 +47,7 @@ log = structlog.get_logger(__name__)
 IN_FLIGHT: Final = 500  # unconfirmed publishes at once
 REPLIES_EXPIRE: Final = 300_000  # milliseconds that results wait for a client that lost its connection
 REPLIES_PREFETCH: Final = 1000
+LISTENED: Final = 10_000  # events that wait for a listener that takes its time
 FULL_PAUSE: Final = 0.2  # seconds before a full queue is tried again
 
 
@@ -82,13 +85,13 @@ class Client:
         self._tracing = Tracing.of(self.settings, self._names.tasks)
         self._loops = Loops()
         self._replies = Queue(
-            f"{self.settings.namespace}.replies.{name}",
+            f"{self._names.replies}{name}",
             {"x-queue-type": "classic", "x-expires": REPLIES_EXPIRE},
         )
         self._results: dict[str, asyncio.Future[Result]] = {}
         self._opening = asyncio.Lock()
         self._store = ClientStore(self.settings)
-        self._control = ClientControl(self._store, self._publisher, self._names)
+        self._control = ClientControl(self._store, self._publisher, self.settings)
         self._consumes = False
         self._answers: Consumer | None = None
 
@@ -213,7 +216,8 @@ class Client:
     async def events(self, pattern: str = "#") -> AsyncIterator[Event]:
         """Events whose routing key fits the pattern (`health.#`, `task.*.dead`), from now on, for ever.
 
-        Events that are published while the connection is lost are missed.
+        Events that are published while the connection is lost are missed, and the oldest of more than
+        10,000 that wait to be taken.
         """
         async with self._listening(pattern) as arrived:
             while True:
@@ -246,14 +250,18 @@ class Client:
     async def _listening(self, pattern: str) -> AsyncIterator[asyncio.Queue[Event]]:
         """Events that fit the pattern, from the moment that this is entered."""
         await self._open_consuming()
-        arrived: asyncio.Queue[Event] = asyncio.Queue()
+        arrived: asyncio.Queue[Event] = asyncio.Queue(LISTENED)
+        reader, missed = EventReader(), Refusals("event.missed")
 
         def keep(delivery: Delivery) -> None:
             delivery.ack()
-            try:
-                arrived.put_nowait(Event.model_validate_json(delivery.body))
-            except ValidationError as error:
-                log.warning("event.unreadable", error=str(error))
+            event = reader.read(delivery)
+            if event is None:
+                return
+            if arrived.full():
+                arrived.get_nowait()
+                missed.note(f"the listener has {LISTENED} events before it and takes none")
+            arrived.put_nowait(event)
 
         prefix = f"{self.settings.namespace}.listener"
         subscription = Subscription(self._consuming, self._names.events, [pattern], prefix, keep)

@@ -13,6 +13,8 @@ from warren.bus_publisher import Publisher
 from warren.client_store import ClientStore
 from warren.control import Command, control_message
 from warren.errors import PublishError
+from warren.replies import Replies
+from warren.settings import Settings
 from warren.store_audit import by_account
 from warren.store_control import Cancelled
 from warren.store_schema import FINAL, SCHEDULED
@@ -44,8 +46,9 @@ class Cancellation:
 class ClientControl:
     """Writes decisions down, where they count, and tells the workers, which makes it quick."""
 
-    def __init__(self, store: ClientStore, publisher: Publisher, names: Names) -> None:
-        self._store, self._publisher, self._names = store, publisher, names
+    def __init__(self, store: ClientStore, publisher: Publisher, settings: Settings) -> None:
+        self._store, self._publisher = store, publisher
+        self._names, self._replies = Names(settings.namespace), Replies(settings)
 
     async def cancel(self, task_id: UUID, arrived: asyncio.Queue[Event], seconds: float) -> Cancellation:
         """Cancel a task; `arrived` is where events about cancelled tasks come in from now on."""
@@ -54,7 +57,7 @@ class ClientControl:
             return Cancellation(task_id, decided.before, None)
         await self._tell(Command(action="cancel", task_id=task_id))
         if decided.before == SCHEDULED:
-            await self._answer(answer_to(task_id, decided))
+            await self._answer(answer_to(task_id, decided, self._replies))
             return Cancellation(task_id, decided.before, None)
         return Cancellation(task_id, decided.before, await _ender(task_id, arrived, seconds))
 
@@ -82,10 +85,10 @@ class ClientControl:
             log.warning("result.unwanted", task_id=answer.message_id, error=str(error))
 
 
-def answer_to(task_id: UUID, cancelled: Cancelled) -> Message | None:
+def answer_to(task_id: UUID, cancelled: Cancelled, replies: Replies) -> Message | None:
     """What whoever awaits a cancelled task is told, where nobody else would: it waited in the store, so there
     is no message of it."""
-    if cancelled.before != SCHEDULED or cancelled.reply_to is None:
+    if cancelled.before != SCHEDULED or cancelled.reply_to is None or not replies.allow(cancelled.reply_to):
         return None
     body = cancelled_body(task_id, cancelled.attempts)
     return result_message(body, task_id, cancelled.reply_to, cancelled.correlation_id)

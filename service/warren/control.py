@@ -10,21 +10,25 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Final, Literal
+from typing import Final, Literal, Self
 from uuid import UUID
 
 import structlog
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from warren.bus import Connection, Message
 from warren.bus_delivery import Delivery
 from warren.bus_subscription import Subscription
 from warren.errors import StoreUnavailable
+from warren.failure import what_does_not_fit
 from warren.lanes import Lane
+from warren.refusals import Refusals
 from warren.runs import Runs
+from warren.settings import KIB
 from warren.store_control import Board
 from warren.topology import Names
 from warren.wire import new_id
+from warren_schemas.values import AgentType
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +36,10 @@ REFRESH: Final = 2.0  # seconds between two looks into the store
 BACK: Final = 86_400.0  # seconds that a worker looks back at its start for cancelled tasks
 OVERLAP: Final = 60.0  # seconds that each later look goes back: clocks differ, and commits take their time
 REMEMBERED: Final = 100_000  # cancelled tasks that a worker knows of; the store knows all
+# Of these, tasks that only a message has named: a flood of made-up ones must not make a worker forget those
+# that the store has.
+TOLD: Final = 10_000
+LARGEST: Final = 4 * KIB  # bytes of a command
 
 
 class Command(BaseModel):
@@ -40,7 +48,13 @@ class Command(BaseModel):
     version: Literal[1] = 1
     action: Literal["cancel", "pause", "resume"]
     task_id: UUID | None = None
-    agent_type: str | None = None
+    agent_type: AgentType | None = None
+
+    @model_validator(mode="after")
+    def _has_its_subject(self) -> Self:
+        if (self.task_id if self.action == "cancel" else self.agent_type) is None:
+            raise ValueError(f"{self.action} of nothing")
+        return self
 
 
 def control_message(command: Command, names: Names) -> Message:
@@ -66,13 +80,15 @@ class Control:
         board: Board | None,
     ) -> None:
         self._lanes, self._runs, self._board = lanes, runs, board
-        self._cancelled: OrderedDict[UUID, None] = OrderedDict()
+        self._cancelled: OrderedDict[UUID, None] = OrderedDict()  # by the store
+        self._told: OrderedDict[UUID, None] = OrderedDict()  # by messages
+        self.refusals = Refusals("control.unreadable")
         self._look_from = time.time() - BACK
         self._subscription = Subscription(connection, names.control, [""], names.control, self._on_delivery)
 
     def is_cancelled(self, task_id: UUID) -> bool:
         """Whether somebody has cancelled this task, as far as is known here: the store is to be asked."""
-        return task_id in self._cancelled
+        return task_id in self._cancelled or task_id in self._told
 
     async def listen(self) -> None:
         """Carry out commands as they arrive, until cancelled."""
@@ -93,36 +109,40 @@ class Control:
         for name, lane in self._lanes.items():
             (lane.hold if name in paused else lane.resume)("pause")
         for task_id, moment in await self._board.cancelled_since(self._look_from):
-            self._cancel(task_id)
+            self._cancel(task_id, self._cancelled, REMEMBERED)
             self._look_from = max(self._look_from, moment - OVERLAP)
 
     def _on_delivery(self, delivery: Delivery) -> None:
-        try:
-            self._carry_out(Command.model_validate_json(delivery.body))
-        except ValidationError as error:
-            log.warning("control.unreadable", error=str(error))
         delivery.ack()
+        if len(delivery.body) > LARGEST:
+            self.refusals.note(f"{len(delivery.body)} bytes are over the limit of {LARGEST}")
+            return
+        try:
+            command = Command.model_validate_json(delivery.body)
+        except ValidationError as error:
+            self.refusals.note(what_does_not_fit(error))
+        else:
+            self._carry_out(command)
 
     def _carry_out(self, command: Command) -> None:
         match command:
             case Command(action="cancel", task_id=UUID() as task_id):
-                self._cancel(task_id)
+                self._cancel(task_id, self._told, TOLD)
             case Command(action="pause" | "resume" as action, agent_type=str(agent_type)):
                 self._set_paused(agent_type, paused=action == "pause")
-            case _:
-                log.warning("control.unreadable", error=f"{command.action} of nothing")
 
-    def _cancel(self, task_id: UUID) -> None:
-        if task_id in self._cancelled:
+    def _cancel(self, task_id: UUID, known: OrderedDict[UUID, None], most: int) -> None:
+        """Cancel what runs, and keep the id for a task that comes later."""
+        if task_id in known:
             return
-        self._cancelled[task_id] = None
-        if len(self._cancelled) > REMEMBERED:
-            self._cancelled.popitem(last=False)
+        known[task_id] = None
+        if len(known) > most:
+            known.popitem(last=False)
         self._runs.cancel(task_id)
 
     def _set_paused(self, agent_type: str, *, paused: bool) -> None:
         lane = self._lanes.get(agent_type)
-        if lane is None:
+        if lane is None or ("pause" in lane.holds) is paused:
             return
         log.info("agent.paused" if paused else "agent.resumed", agent_type=agent_type)
         (lane.hold if paused else lane.resume)("pause")

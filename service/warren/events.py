@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 BACKLOG: Final = 10_000
 BATCH: Final = 100  # events in flight at once
 PAUSE: Final = 1.0  # seconds between attempts while the broker refuses
+LONGEST: Final = 2000  # characters of a text in an event: what agents and producers write has no end
 
 
 class Events:
@@ -61,9 +62,12 @@ class Events:
             subject=subject,
             state=state,
             previous=previous,
-            reason=reason or None,
+            reason=_short(reason) if reason else None,
             worker_id=self._worker_id,
-            details=dict(details or {}),
+            details={
+                name: _short(value) if isinstance(value, str) else value
+                for name, value in (details or {}).items()
+            },
         )
         self._loop.call_soon_threadsafe(self._append, self._message(event))
 
@@ -109,3 +113,7 @@ class Events:
         """Wait until everything told so far is published."""
         await asyncio.sleep(0)  # what was told in this very step is still on its way into the backlog
         await self._empty.wait()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

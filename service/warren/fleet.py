@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Final
 
 import structlog
-from pydantic import ValidationError
 
 from warren.bus import Connection
 from warren.bus_delivery import Delivery
 from warren.bus_subscription import Subscription
+from warren.event_reader import EventReader
 from warren.events import Events
 from warren.lanes import Lane
 from warren.peers import MISSED, Peer, Peers
@@ -29,6 +29,7 @@ LOOKS: Final = 10  # looks at the peers in one heartbeat interval
 # time more than LAST, not its turn: many may have gone with the lost one.
 TURN: Final = 0.5
 LAST: Final = 4
+ADOPTED_ONCE_IN: Final = 10  # reset timeouts of a breaker: it opens with a peer's at most once in so long
 
 
 class Fleet:
@@ -45,6 +46,8 @@ class Fleet:
         self._worker_id, self._lanes, self._events = worker_id, lanes, events
         self._settings = settings
         self._peers = Peers(settings.heartbeat_interval)
+        self._reader = EventReader()
+        self._adopted_at: dict[str, float] = {}  # by agent type
         self._heard_ourselves = 0.0
         self._luck = random.random()  # noqa: S311 - no secret hangs on it
         self._subscription = Subscription(
@@ -86,7 +89,7 @@ class Fleet:
                 self._announce(peer, now)
 
     def _announce(self, peer: Peer, now: float) -> None:
-        self._peers.lose(peer.worker_id)
+        self._peers.lose(peer.worker_id, now)
         seconds = round(now - peer.heard_at, 1)
         log.warning("worker.lost", worker_id=peer.worker_id, silent_s=seconds)
         self._events.tell(
@@ -104,14 +107,12 @@ class Fleet:
 
     def _on_delivery(self, delivery: Delivery) -> None:
         delivery.ack()
-        try:
-            event = Event.model_validate_json(delivery.body)
-        except ValidationError as error:
-            log.warning("event.unreadable", error=str(error))
+        event = self._reader.read(delivery)
+        if event is None:
             return
         now = asyncio.get_running_loop().time()
         if event.kind == "breaker":
-            self._open_too(event)
+            self._open_too(event, now)
         elif event.worker_id == self._worker_id:
             self._heard_ourselves = now
         elif event.subject == self._worker_id:
@@ -119,16 +120,21 @@ class Fleet:
         else:
             self._peers.take(event, now)
 
-    def _open_too(self, event: Event) -> None:
+    def _open_too(self, event: Event, now: float) -> None:
         """Open our breaker when a peer's has opened by five failures, so that ours need not fail as well.
 
         Not when it only adopted the opening itself, or it would go around for ever. Not when a probe failed
-        there: where that worker alone is ill, it would close the others down with every probe.
+        there: where that worker alone is ill, it would close the others down with every probe. Nor soon after
+        the last one: a worker that is ill again and again, or made up, must not keep ours open.
         """
         lane = self._lanes.get(event.subject)
         is_echo = event.worker_id in (None, self._worker_id) or "adopted_from" in event.details
         if lane is None or is_echo or event.previous == "half_open":
             return
+        pause = ADOPTED_ONCE_IN * self._settings.breaker_reset_timeout
+        if lane.valve.state != "closed" or now - self._adopted_at.get(event.subject, -pause) < pause:
+            return
+        self._adopted_at[event.subject] = now
         lane.valve.adopt_open(str(event.worker_id), event.reason or "")
 
     def _excuse_everybody(self) -> None:

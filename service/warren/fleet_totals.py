@@ -1,4 +1,4 @@
-"""What a fleet has counted, added up over workers that come, go and are killed. No clock and no I/O in here.
+"""What a fleet has counted, added up over workers that come, go and are killed. No I/O in here.
 
 Each worker's tally only grows. So what is kept of it is the largest value that was heard of each number, and
 what it grew by is added to the fleet's: events may come twice, late or in any order, and nothing ever goes
@@ -9,77 +9,58 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from datetime import datetime
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-import structlog
-from pydantic import AwareDatetime, BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
+from warren.failure import what_does_not_fit
 from warren.histogram import LABELS, label_for
-from warren_schemas import Event
+from warren.refusals import Refusals
+from warren.tally import REFUSED, Totals
+from warren_schemas import Event, WorkerTally
+from warren_schemas.heartbeat import Buckets
 
-log = structlog.get_logger(__name__)
+REMEMBERED: Final = 2000  # workers whose last tally is kept
+FORGOTTEN: Final = 20_000  # workers of which only the name is kept
+MOST_NUMBERS: Final = 1_000_000  # in what is kept of all workers together
+# Anyone who may publish events can make agent types up: of more than this, those counted longest ago are
+# forgotten, with their numbers.
+MOST_AGENT_TYPES: Final = 1000
+COUNTED: Final = frozenset(field.name for field in fields(Totals))
+CONNECTIONS: Final = frozenset({"consuming", "publishing"})
+OF_AN_AGENT_TYPE: Final = ("count", "run", "wait")  # keys that begin so
 
-REMEMBERED: Final = 2000  # workers whose last tally is kept; who comes back after so many others counts anew
-
-Number: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Timed: TypeAlias = Literal["run", "wait", "commit"]
 Key: TypeAlias = tuple[str, ...]
-"""("count", agent type, name), ("reconnects", connection), or of a histogram (which, agent type, bound) and
-(which, agent type, "sum"); commits have no agent type, and "" stands there."""
-
-
-class Buckets(BaseModel):
-    """A histogram: observations by the upper bound of their bucket, and their sum in seconds."""
-
-    buckets: dict[str, Number] = {}
-    sum_s: Number = 0
-
-
-class AgentTypeTally(BaseModel):
-    """The counts and times of one agent type."""
-
-    totals: dict[str, Number] = {}
-    run: Buckets = Buckets()
-    wait: Buckets = Buckets()
-
-
-class TallyReport(BaseModel):
-    """What a worker has counted since `started_at`. Whatever is missing is unknown, as in a heartbeat."""
-
-    started_at: AwareDatetime
-    agent_types: dict[str, AgentTypeTally] = {}
-    commit: Buckets = Buckets()
-    reconnects: dict[str, Number] = {}
-
-    def numbers(self) -> Iterator[tuple[Key, float]]:
-        """Every number in it, each of which only grows. Raises ValueError for a bound that is none."""
-        for name, one in self.agent_types.items():
-            for what, count in one.totals.items():
-                yield ("count", name, what), count
-            yield from _timed("run", name, one.run)
-            yield from _timed("wait", name, one.wait)
-        yield from _timed("commit", "", self.commit)
-        for connection, count in self.reconnects.items():
-            yield ("reconnects", connection), count
+"""("count", agent type, name), ("reconnects", connection), ("refused", what), or of a histogram
+(which, agent type, bound) and (which, agent type, "sum"); commits have no agent type, and "" stands there."""
 
 
 class FleetTotals:
     """The fleet's counts since `since`: those of every worker, alive or not.
 
     A worker that was at work before has its first tally that is heard taken off, unless its `started` was
-    heard: what it did before was counted, if at all, by somebody before us.
+    heard: what it did before was counted, if at all, by somebody before us. The same holds for one that was
+    forgotten, or it would be counted twice.
+
+    `refusals` counts tallies that do not fit.
     """
 
     def __init__(self, since: datetime) -> None:
         self.since = since
         self.numbers: dict[Key, float] = {}
+        self.refusals = Refusals("tally.unreadable")
+        self._agent_types: OrderedDict[str, set[Key]] = OrderedDict()  # each with the keys of its numbers
         self._heard: OrderedDict[str, dict[Key, float]] = OrderedDict()
+        self._kept = 0  # numbers in `_heard`
+        self._forgotten: OrderedDict[str, None] = OrderedDict()
 
     @property
     def agent_types(self) -> set[str]:
         """Those that anything was counted of."""
-        return {key[1] for key in self.numbers if key[0] in ("count", "run", "wait")}
+        return set(self._agent_types)
 
     def count(self, agent_type: str, name: str) -> float:
         """How often this happened, by the names of a worker's totals."""
@@ -88,6 +69,10 @@ class FleetTotals:
     def reconnects(self, connection: str) -> float:
         """How often connections of this name were opened again."""
         return self.numbers.get(("reconnects", connection), 0)
+
+    def refused(self, what: str) -> float:
+        """How many messages of this kind workers have refused."""
+        return self.numbers.get(("refused", what), 0)
 
     def buckets(self, which: Timed, agent_type: str = "") -> tuple[dict[str, float], float]:
         """A histogram: observations by the upper bound of their bucket, and their sum in seconds."""
@@ -102,13 +87,17 @@ class FleetTotals:
             self._remember(event.subject, {})
         elif "tally" in event.details:
             try:
-                report = TallyReport.model_validate(event.details["tally"])
-                numbers = list(report.numbers())
-            except (ValidationError, ValueError) as error:
-                log.warning("tally.unreadable", worker_id=event.subject, error=str(error))
+                tally = WorkerTally.model_validate(event.details["tally"])
+            except ValidationError as error:
+                self.refusals.note(what_does_not_fit(error), worker_id=event.subject)
                 return
-            began_before = report.started_at < self.since
+            if tally.started_at is None:
+                self.refusals.note("it does not say since when it counts", worker_id=event.subject)
+                return
+            numbers = list(_numbers(tally))
+            began_before = event.subject in self._forgotten or tally.started_at < self.since
             self._add(self._remember(event.subject, _added(numbers) if began_before else {}), numbers)
+        self._forget_the_oldest()
 
     def ended(self, worker_id: str, outcomes: Mapping[tuple[str, str], float]) -> None:
         """Take in how many tasks the store says that a worker has ended, by agent type and outcome.
@@ -119,20 +108,54 @@ class FleetTotals:
         if worker_id in self._heard:
             numbers: list[tuple[Key, float]] = [(("count", *key), value) for key, value in outcomes.items()]
             self._add(self._heard[worker_id], numbers)
+            self._forget_the_oldest()
 
     def _remember(self, worker_id: str, first: dict[Key, float]) -> dict[Key, float]:
         """What was heard of a worker so far; `first` when that is nothing."""
-        heard = self._heard.setdefault(worker_id, first)
+        if worker_id not in self._heard:
+            self._heard[worker_id] = first
+            self._kept += len(first)
         self._heard.move_to_end(worker_id)
-        if len(self._heard) > REMEMBERED:
-            self._heard.popitem(last=False)
-        return heard
+        return self._heard[worker_id]
+
+    def _forget_the_oldest(self) -> None:
+        """Keep what is known of workers and agent types within its bounds."""
+        while len(self._heard) > REMEMBERED or (self._kept > MOST_NUMBERS and len(self._heard) > 1):
+            worker_id, numbers = self._heard.popitem(last=False)
+            self._kept -= len(numbers)
+            self._forgotten[worker_id] = None
+        while len(self._forgotten) > FORGOTTEN:
+            self._forgotten.popitem(last=False)
+        while len(self._agent_types) > MOST_AGENT_TYPES:
+            _, keys = self._agent_types.popitem(last=False)
+            for key in keys:
+                del self.numbers[key]
 
     def _add(self, heard: dict[Key, float], numbers: list[tuple[Key, float]]) -> None:
+        before = len(heard)
         for key, value in _added(numbers).items():
             growth = max(0.0, value - heard.get(key, 0.0))
             self.numbers[key] = self.numbers.get(key, 0.0) + growth
             heard[key] = heard.get(key, 0.0) + growth
+            if key[0] in OF_AN_AGENT_TYPE:
+                self._agent_types.setdefault(key[1], set()).add(key)
+        for name in {key[1] for key, _ in numbers if key[0] in OF_AN_AGENT_TYPE}:
+            self._agent_types.move_to_end(name)
+        self._kept += len(heard) - before
+
+
+def _numbers(tally: WorkerTally) -> Iterator[tuple[Key, float]]:
+    """Every number of a tally that is known here, each of which only grows."""
+    for name, one in tally.agent_types.items():
+        for what in COUNTED & one.totals.keys():
+            yield ("count", name, what), one.totals[what]
+        yield from _timed("run", name, one.run)
+        yield from _timed("wait", name, one.wait)
+    yield from _timed("commit", "", tally.commit)
+    for connection in tally.reconnects.keys() & CONNECTIONS:
+        yield ("reconnects", connection), tally.reconnects[connection]
+    for what in tally.refused.keys() & REFUSED:
+        yield ("refused", what), tally.refused[what]
 
 
 def _timed(which: Timed, agent_type: str, histogram: Buckets) -> Iterator[tuple[Key, float]]:

@@ -16,6 +16,7 @@ from warren.errors import BrokerError
 from warren.events import Events
 from warren.lanes import Lane
 from warren.pool import Pool
+from warren.refusals import Refusals
 from warren.runs import Runs
 from warren.settings import Settings
 from warren.store_ledger import Ledger
@@ -44,9 +45,10 @@ class Health:
         publishing: Connection,
         ledger: Ledger | None,
         settings: Settings,
+        refused: Mapping[str, Refusals],
     ) -> None:
         self._worker_id, self._lanes, self._runs, self._tally = worker_id, lanes, runs, tally
-        self._pool = pool
+        self._pool, self._refused = pool, refused
         self._events, self._settings, self._ledger = events, settings, ledger
         self._connection, self._publishing = consuming, publishing
         self._names = Names(settings.namespace)
@@ -102,6 +104,7 @@ class Health:
         connections = {"consuming": self._connection, "publishing": self._publishing}
         counted = self._tally.as_json()
         counted["reconnects"] = {name: max(0, one.reconnects) for name, one in connections.items()}
+        counted["refused"] = {what: refusals.count for what, refusals in self._refused.items()}
         if self._ledger is not None:
             counted["commit"] = self._ledger.commits.as_json()
         return counted

@@ -18,9 +18,10 @@ Gauges are of workers that can be heard.
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -28,13 +29,16 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 from pydantic import JsonValue
 
-from warren.fleet_totals import FleetTotals, Timed
+from warren.event_reader import EventReader
+from warren.fleet_totals import CONNECTIONS, FleetTotals, Timed
 from warren.histogram import cumulative, quantile
 from warren.lookout import Sight
-from warren.overview import AgentTypeLine, Overview, overview
+from warren.overview import MOST_AGENT_TYPES, AgentTypeLine, Overview, overview
 from warren.peers import MISSED, Peer, Peers
+from warren.pool_members import MemberState
 from warren.settings import Settings
 from warren.store_archive import Archive
+from warren.tally import REFUSED
 from warren_schemas import Event
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
@@ -53,10 +57,12 @@ TIMES: Final[dict[Timed, tuple[str, str]]] = {
     "wait": ("warren_task_wait_seconds", "How long tasks stood ready before their first attempt."),
 }
 QUANTILES: Final = {"p50_s": 0.5, "p90_s": 0.9, "p99_s": 0.99}
+AGENT_STATES: Final = frozenset(get_args(MemberState))
 BREAKER_STATES: Final = ("closed", "open", "half_open")
 WORKER_STATES: Final = ("up", "draining", "silent")
 # Missed heartbeats after which a worker counts as lost that nobody has announced: none may be left to do so.
 GIVEN_UP: Final = 2 * MISSED
+MOST_LOST: Final = 1000  # lost workers that wait to be looked up in the store
 
 
 class Metrics:
@@ -66,14 +72,24 @@ class Metrics:
         self.totals = FleetTotals(since or datetime.now(UTC))
         self.peers = Peers(settings.heartbeat_interval)
         self._capacity = settings.queue_capacity
+        self.events = EventReader()
         self._lost = 0
-        self._to_look_up: list[str] = []
+        self._to_look_up: OrderedDict[str, None] = OrderedDict()
 
     @property
     def agent_types(self) -> set[str]:
-        """Every agent type that a worker has told of."""
-        reported = {name for peer in self.peers for name in peer.report.breakers}
-        return self.totals.agent_types | reported
+        """Agent types that workers have told of."""
+        reported = Counter(name for peer in self.peers for name in peer.report.breakers)
+        return self.totals.agent_types | {name for name, _ in reported.most_common(MOST_AGENT_TYPES)}
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """How many events were refused, by what was wrong."""
+        return {
+            "event": self.events.refusals.count,
+            "heartbeat": self.peers.refusals.count,
+            "tally": self.totals.refusals.count,
+        }
 
     def take(self, event: Event, now: float) -> None:
         """Take in an event of a worker; others do nothing. `now`: seconds on the listener's own clock."""
@@ -112,18 +128,20 @@ class Metrics:
         """Count what lost workers have ended since they were heard last. Raises StoreUnavailable."""
         self._give_up(now)
         while self._to_look_up:
-            worker_id = self._to_look_up[0]
+            worker_id = next(iter(self._to_look_up))
             self.totals.ended(worker_id, await archive.ended_by(worker_id))
-            self._to_look_up.remove(worker_id)
+            self._to_look_up.pop(worker_id, None)
 
     def _note_lost(self, worker_id: str) -> None:
         self._lost += 1
-        self._to_look_up.append(worker_id)
+        self._to_look_up[worker_id] = None
+        if len(self._to_look_up) > MOST_LOST:
+            self._to_look_up.popitem(last=False)
 
     def _give_up(self, now: float) -> None:
         for peer in self.peers.silent(now):
             if peer.missed(now) > GIVEN_UP:
-                self.peers.lose(peer.worker_id)
+                self.peers.lose(peer.worker_id, now)
                 self._note_lost(peer.worker_id)
 
     def _snapshot(self, sight: Sight, now: float) -> Snapshot:
@@ -136,10 +154,14 @@ class Snapshot:
 
     def __init__(self, metrics: Metrics, sight: Sight, now: float, *, capacity: int, lost: int) -> None:
         self.totals, self.sight, self.capacity, self.lost = metrics.totals, sight, capacity, lost
+        self.refused = metrics.refused
         self.fleet: Overview = overview(metrics.peers, now)
         self.heard: list[Peer] = metrics.peers.heard(now)
         in_store = set(sight.store.dead) | sight.store.paused if sight.store else set()
         self.agent_types = sorted(metrics.agent_types | set(sight.queues) | in_store)
+        self._awaiting = Counter[str]()
+        for peer in self.heard:
+            self._awaiting.update(peer.report.awaiting_agent)
 
     def workers(self, state: str) -> int:
         """How many workers are in this state."""
@@ -152,7 +174,7 @@ class Snapshot:
 
     def awaiting(self, name: str) -> int:
         """Tasks that wait for an agent of the pool."""
-        return sum(peer.report.awaiting_agent.get(name, 0) for peer in self.heard)
+        return self._awaiting[name]
 
     def timed(self, which: Timed, name: str) -> dict[str, JsonValue]:
         """A histogram in a few numbers; None where nothing was observed."""
@@ -215,9 +237,21 @@ class _Families(Collector):
         reconnects = CounterMetricFamily(
             "warren_reconnects", "Connections to the broker that were opened again.", labels=["connection"]
         )
-        for connection in ("consuming", "publishing"):
+        for connection in sorted(CONNECTIONS):
             reconnects.add_metric([connection], totals.reconnects(connection))
         yield reconnects
+        events = CounterMetricFamily(
+            "warren_events_refused", "Events that do not fit, by what was wrong with them.", labels=["what"]
+        )
+        for what, count in self._seen.refused.items():
+            events.add_metric([what], count)
+        yield events
+        messages = CounterMetricFamily(
+            "warren_messages_refused", "Commands and answers that workers refused.", labels=["what"]
+        )
+        for what in sorted(REFUSED):
+            messages.add_metric([what], totals.refused(what))
+        yield messages
         yield CounterMetricFamily("warren_workers_lost", "Workers that fell silent.", value=self._seen.lost)
 
     def _histograms(self) -> Iterator[Metric]:
@@ -248,7 +282,8 @@ class _Families(Collector):
             for state in BREAKER_STATES:
                 breakers.add_metric([name, state], of.breakers.get(state, 0))
             for state, count in of.agents.items():
-                agents.add_metric([name, state], count)
+                if state in AGENT_STATES:
+                    agents.add_metric([name, state], count)
         yield from (running, awaiting, workers, breakers, agents)
 
     def _of_workers(self) -> Iterator[Metric]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Literal
 
 from pydantic import BaseModel
 
 from warren.peers import RATES, Peer, Peers
+
+MOST_AGENT_TYPES: Final = 1000  # that are shown: those that most workers have
 
 
 class WorkerLine(BaseModel):
@@ -61,11 +63,12 @@ def overview(peers: Peers, now: float) -> Overview:
     """What is to be seen at `now`, on the clock that the peers were heard by."""
     heard = peers.heard(now)
     counted = {peer.worker_id for peer in heard}
-    agent_types = sorted({name for peer in heard for name in _agent_types(peer)})
+    having = _by_agent_type(heard)
+    rates = _rates_by_agent_type(heard)
     return Overview(
         workers=[_worker(peer, now, is_heard=peer.worker_id in counted) for peer in peers],
         lost=peers.lost,
-        agent_types={name: _agent_type(name, heard) for name in agent_types},
+        agent_types={name: _agent_type(name, having[name], rates[name]) for name in sorted(having)},
         running=sum(sum(peer.report.running.values()) for peer in heard),
         prefetch=sum(peer.report.prefetch for peer in heard),
         rates=_sum(peer.rates for peer in heard if peer.rates is not None),
@@ -89,8 +92,27 @@ def _agent_types(peer: Peer) -> set[str]:
     return {*peer.report.running, *peer.report.breakers}
 
 
-def _agent_type(name: str, heard: Iterable[Peer]) -> AgentTypeLine:
-    having = [peer for peer in heard if name in _agent_types(peer)]
+def _by_agent_type(heard: Iterable[Peer]) -> dict[str, list[Peer]]:
+    having = defaultdict[str, list[Peer]](list)
+    for peer in heard:
+        for name in _agent_types(peer):
+            having[name].append(peer)
+    most = sorted(having, key=lambda name: len(having[name]), reverse=True)[:MOST_AGENT_TYPES]
+    return {name: having[name] for name in most}
+
+
+def _rates_by_agent_type(heard: Iterable[Peer]) -> defaultdict[str, list[dict[str, float]]]:
+    """Of all workers: one that does not have an agent type may count of it, by ageing."""
+    rates = defaultdict[str, list[dict[str, float]]](list)
+    for peer in heard:
+        for name in _agent_types(peer) if peer.rates is not None else ():
+            rates[name].append({})  # it counts nothing of it so far
+        for name, of_it in peer.rates_by_type.items():
+            rates[name].append(of_it)
+    return rates
+
+
+def _agent_type(name: str, having: Sequence[Peer], rates: Iterable[Mapping[str, float]]) -> AgentTypeLine:
     # Every worker looks at the same queue: whoever looked last knows best.
     seen = [(peer.heard_at, peer.report.waiting[name]) for peer in having if name in peer.report.waiting]
     agents = Counter[str]()
@@ -103,7 +125,7 @@ def _agent_type(name: str, heard: Iterable[Peer]) -> AgentTypeLine:
         running=sum(peer.report.running.get(name, 0) for peer in having),
         breakers=Counter(peer.report.breakers[name] for peer in having if name in peer.report.breakers),
         agents=agents,
-        rates=_sum(peer.rates_by_type.get(name, {}) for peer in heard if peer.rates is not None),
+        rates=_sum(rates),
     )
 
 

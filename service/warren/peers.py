@@ -1,4 +1,4 @@
-"""Who else works, as far as can be heard: workers counted by their events. No clock and no I/O in here.
+"""Who else works, as far as can be heard: workers counted by their events. No I/O in here.
 
 Times named `now` are seconds on the listener's own clock: those of several hosts need not agree.
 """
@@ -11,46 +11,18 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal
 
-import structlog
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
-from warren_schemas import Event
-
-log = structlog.get_logger(__name__)
+from warren.failure import what_does_not_fit
+from warren.refusals import Refusals
+from warren_schemas import Event, Heartbeat
 
 MISSED: Final = 3  # heartbeats in a row that a worker may miss, and no more
+# Anyone who may publish events can make workers up: of more than this, those heard longest ago are forgotten.
+MOST: Final = 10_000
+MOST_VALUES: Final = 1_000_000  # in the last heartbeats of all workers together
 REMEMBERED: Final = 1000  # workers that have gone; their last events may still be on the way
 RATES: Final = ("succeeded", "retried", "dead")  # totals of which it matters how fast they grow
-
-
-class Counted(BaseModel):
-    """What was counted of one agent type."""
-
-    totals: dict[str, float] = {}
-
-
-class Tallied(BaseModel):
-    """What a worker has counted, by agent type."""
-
-    agent_types: dict[str, Counted] = {}
-
-
-class Report(BaseModel):
-    """What a heartbeat says. Whatever is missing is unknown, so that versions may differ within a fleet."""
-
-    interval_s: float | None = Field(None, gt=0, allow_inf_nan=False)
-    prefetch: int = 0
-    running: dict[str, int] = {}
-    waiting: dict[str, int] = {}
-    awaiting_agent: dict[str, int] = {}
-    breakers: dict[str, str] = {}
-    paused: list[str] = []
-    agents: dict[str, dict[str, int]] = {}
-    totals: dict[str, float] = {}
-    tally: Tallied = Tallied()
-    store_is_up: bool | None = None
-    loop_lag_s: float = 0
-    memory_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -65,7 +37,8 @@ class Peer:
     interval: float
     state: Literal["up", "draining"] = "up"
     told_at: datetime | None = None
-    report: Report = field(default_factory=Report)
+    report: Heartbeat = field(default_factory=Heartbeat)
+    size: int = 0  # values in the report
     rates: dict[str, float] | None = None
     rates_by_type: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -75,13 +48,18 @@ class Peer:
 
 
 class Peers:
-    """The workers that can be heard. `interval` is what a worker's heartbeat has that does not say."""
+    """The workers that can be heard. `interval` is what a worker's heartbeat has that does not say.
+
+    `refusals` counts heartbeats that do not fit: a sign of life, and no more.
+    """
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
-        self._peers: dict[str, Peer] = {}
-        self._stopped: OrderedDict[str, None] = OrderedDict()
-        self._lost: OrderedDict[str, None] = OrderedDict()
+        self._peers: OrderedDict[str, Peer] = OrderedDict()  # heard longest ago first
+        self._size = 0
+        self._stopped: OrderedDict[str, float] = OrderedDict()  # and when that was heard
+        self._lost: OrderedDict[str, float] = OrderedDict()
+        self.refusals = Refusals("heartbeat.unreadable")
 
     def __iter__(self) -> Iterator[Peer]:
         return iter([self._peers[worker_id] for worker_id in sorted(self._peers)])
@@ -100,19 +78,18 @@ class Peers:
             return
         match event.state:
             case "stopped":
-                # Its last heartbeat may come after its last words: it must not bring it back.
-                self._peers.pop(event.subject, None)
+                self._forget(event.subject)
                 self._lost.pop(event.subject, None)
-                _remember(self._stopped, event.subject)
+                _remember(self._stopped, event.subject, now)
             case "lost":
-                self.lose(event.subject)
-            case "heartbeat" | "started" | "draining" if event.subject not in self._stopped:
+                self.lose(event.subject, now)
+            case "heartbeat" | "started" | "draining" if not self._has_stopped(event.subject, now):
                 self._hear(event, now)
 
-    def lose(self, worker_id: str) -> None:
+    def lose(self, worker_id: str, now: float) -> None:
         """It is not counted any more, until it is heard again."""
-        if self._peers.pop(worker_id, None) is not None:
-            _remember(self._lost, worker_id)
+        if self._forget(worker_id):
+            _remember(self._lost, worker_id, now)
 
     def silent(self, now: float) -> list[Peer]:
         """Those that have missed more heartbeats than they may."""
@@ -127,21 +104,40 @@ class Peers:
         for peer in self._peers.values():
             peer.heard_at = max(peer.heard_at, now)
 
+    def _has_stopped(self, worker_id: str, now: float) -> bool:
+        """Whether a heartbeat is a late one, from before the worker's last words.
+
+        One that comes much later is not: somebody else has said that this worker stopped.
+        """
+        stopped_at = self._stopped.get(worker_id)
+        return stopped_at is not None and now - stopped_at <= MISSED * self._interval
+
+    def _forget(self, worker_id: str) -> bool:
+        """False: it was not known."""
+        peer = self._peers.pop(worker_id, None)
+        if peer is None:
+            return False
+        self._size -= peer.size
+        return True
+
     def _hear(self, event: Event, now: float) -> None:
         self._lost.pop(event.subject, None)
         peer = self._peers.setdefault(event.subject, Peer(event.subject, now, self._interval))
+        self._peers.move_to_end(event.subject)
         peer.heard_at = max(peer.heard_at, now)
         match event.state:
             case "heartbeat":
                 self._report(peer, event)
             case "draining":
                 peer.state = "draining"
+        while len(self._peers) > MOST or (self._size > MOST_VALUES and len(self._peers) > 1):
+            self._forget(next(iter(self._peers)))
 
     def _report(self, peer: Peer, event: Event) -> None:
         try:
-            report = Report.model_validate(event.details)
+            report = Heartbeat.model_validate(event.details)
         except ValidationError as error:
-            log.warning("heartbeat.unreadable", worker_id=peer.worker_id, error=str(error))
+            self.refusals.note(what_does_not_fit(error), worker_id=peer.worker_id)
             return  # it lives all the same
         if peer.told_at is not None and (seconds := (event.at - peer.told_at).total_seconds()) > 0:
             before = peer.report.tally.agent_types
@@ -150,7 +146,9 @@ class Peers:
                 name: _rates(before[name].totals if name in before else {}, counted.totals, seconds)
                 for name, counted in report.tally.agent_types.items()
             }
-        peer.report, peer.told_at = report, event.at
+        size = report.size
+        self._size += size - peer.size
+        peer.report, peer.told_at, peer.size = report, event.at, size
         peer.interval = report.interval_s or self._interval
 
 
@@ -158,8 +156,8 @@ def _rates(before: Mapping[str, float], now: Mapping[str, float], seconds: float
     return {name: max(0, now.get(name, 0) - before.get(name, 0)) / seconds for name in RATES}
 
 
-def _remember(known: OrderedDict[str, None], worker_id: str) -> None:
-    known[worker_id] = None
+def _remember(known: OrderedDict[str, float], worker_id: str, now: float) -> None:
+    known[worker_id] = now
     known.move_to_end(worker_id)
     if len(known) > REMEMBERED:
         known.popitem(last=False)

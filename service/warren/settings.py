@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from warren_schemas import LONGEST_INTERVAL, SHORTEST_INTERVAL
+
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -99,7 +101,17 @@ class Settings(BaseSettings):
         43_200, ge=60, description="Time that the broker leaves a delivery unacknowledged (quorum queues)."
     )
 
-    heartbeat_interval: float = Field(5, gt=0, description="Time between a worker's health events.")
+    heartbeat_interval: float = Field(
+        5,
+        ge=SHORTEST_INTERVAL,
+        le=LONGEST_INTERVAL,
+        description="Time between a worker's health events, 300 at most.",
+    )
+    reply_to_allowed: str = Field(
+        "*",
+        description="Queues that `reply_to` may name, as patterns by commas (`billing.*,audit`). Those of "
+        "Warren's clients and direct reply-to are always allowed, Warren's other queues never.",
+    )
     task_events: bool = Field(default=False, description="Publish `task.*.succeeded` events too.")
 
     gateway_host: str = Field("127.0.0.1", description="Where the gateway listens.")
@@ -167,6 +179,11 @@ class Settings(BaseSettings):
                 f"retry_max_delay ({self.retry_max_delay:g} s)"
             )
         return self
+
+    @property
+    def reply_to_patterns(self) -> tuple[str, ...]:
+        """The patterns of `reply_to_allowed`; none allows none."""
+        return tuple(pattern.strip() for pattern in self.reply_to_allowed.split(",") if pattern.strip())
 
     @property
     def max_attempts(self) -> int:

@@ -38,6 +38,7 @@ from warren.outcome import (
     Superseded,
 )
 from warren.records import ended, setback
+from warren.replies import Replies
 from warren.settings import Settings
 from warren.store_ledger import Entry, Ledger
 from warren.store_outbox import Outbox
@@ -80,6 +81,7 @@ class Settler:
         self._outbox = Outbox(ledger) if ledger is not None else None
         self._publisher, self._events, self._declare = publisher, events, declare
         self._settings, self._worker_id = settings, worker_id
+        self.replies = Replies(settings)
         self._names = Names(settings.namespace)
 
     async def settle(
@@ -279,11 +281,11 @@ class Settler:
         await self.publish_surely(dead_message(delivery, dead, agent_type, self._names, self._worker_id))
 
     async def _answer(self, task: Task, result: bytes, deliveries: Sequence[Delivery]) -> None:
-        """Send the result to whoever asked for it, once to each."""
+        """Send the result to each queue that was named and is allowed, once."""
         wanted = {
             (delivery.properties.reply_to, delivery.properties.correlation_id)
             for delivery in tuple(deliveries)
-            if delivery.properties.reply_to
+            if delivery.properties.reply_to and self.replies.allow(delivery.properties.reply_to)
         }
         headers = carried_context(deliveries[0].headers) | (self._tracing.here() if self._tracing else {})
         for reply_to, correlation_id in wanted:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from typing import Final
 
 from pydantic import JsonValue
 
 from warren.histogram import Times
 from warren.outcome import Outcome
+
+# Messages that a worker refuses: commands on the control exchange, and answers to a queue that `reply_to`
+# may not name.
+REFUSED: Final = frozenset({"commands", "answers"})
 
 
 @dataclass(slots=True)

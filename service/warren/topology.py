@@ -107,6 +107,16 @@ class Names:
         """The queue of dead letters."""
         return f"{self.namespace}.dead"
 
+    @property
+    def prefix(self) -> str:
+        """What the name of everything here begins with."""
+        return f"{self.namespace}."
+
+    @property
+    def replies(self) -> str:
+        """What the names of the queues begin with that clients receive results on."""
+        return f"{self.namespace}.replies."
+
     def queue(self, agent_type: str) -> str:
         """The task queue of an agent type."""
         return f"{self.namespace}.tasks.{agent_type}"

@@ -42,7 +42,9 @@ HIGHEST = 9
 ATTEMPTS_MAKE_SENSE = 2**31
 
 _FAILURE_RECORD = frozenset(str(field.alias) for field in DeadLetterHeaders.model_fields.values())
-_NOT_CARRIED_ALONG = _FAILURE_RECORD | {REPUBLISHED}
+# RabbitMQ delivers a copy to each routing key in `CC` and `BCC` (sender-selected distribution): carried
+# along, a task would become more tasks each time that it is published again.
+_NOT_CARRIED_ALONG = _FAILURE_RECORD | {REPUBLISHED, "CC", "BCC"}
 _HAVE_COLUMNS = frozenset({ATTEMPTS, DISPATCH, REPLAY})
 
 

@@ -140,6 +140,7 @@ class Worker:
         self._health = Health(
             self.worker_id, self.lanes, self._runs, self._tally, self.pool, self._events, self._consuming,
             self._publishing, ledger, self.settings,
+            {"commands": control.refusals, "answers": settler.replies.refusals},
         )  # fmt: skip
         self._fleet = Fleet(self.worker_id, self.lanes, self._events, self._consuming, self.settings)
         return control, ageing, self._health, self._fleet

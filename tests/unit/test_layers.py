@@ -35,7 +35,8 @@ LAYERS: Final = {
         "upkeep", "lanes", "runs", "relay", "sharing", "control", "health", "ageing", "dead_letters",
         "memory", "records", "takeover", "pool", "pool_*", "intake", "scheduler", "desk", "replay",
         "replay_edit", "peers", "fleet", "overview", "remembering", "worker", "command_agent",
-        "command_process", "http_agent", "tally", "fleet_totals", "lookout",
+        "command_process", "http_agent", "tally", "fleet_totals", "lookout", "event_reader", "refusals",
+        "replies",
     ),
     "edges": (
         "__init__", "client", "client_*", "runtime", "agents_file", "asyncapi", "schemas", "cli", "cli_*",

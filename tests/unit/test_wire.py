@@ -246,3 +246,8 @@ def test_ids_are_uuid7_and_ordered_by_time() -> None:
     ids = [new_id() for _ in range(100)]
     assert {one.version for one in ids} == {7}
     assert ids == sorted(ids)
+
+
+def test_no_header_multiplies_a_task() -> None:
+    headers = {"CC": ["other"], "BCC": ["other"], "tenant": "ada"}
+    assert carried_along(headers) == {"tenant": "ada"}

@@ -70,7 +70,7 @@ class Backend:
         self._probing, self._probed_at = asyncio.Lock(), -PROBED
         self._state: PartState = "down"
         self.aside = Aside()
-        self.steering = Steering(remembering.board, publisher, self.names, self.loops)
+        self.steering = Steering(remembering.board, publisher, settings, self.loops)
         self.carrier = Carrier(self.store, settings, self.heard, self.loops)
 
     @classmethod

@@ -9,9 +9,6 @@ from contextlib import contextmanager, suppress
 from typing import Final
 from uuid import UUID
 
-import structlog
-from pydantic import ValidationError
-
 from warren.bus import Connection
 from warren.bus_delivery import Delivery
 from warren.bus_subscription import Subscription
@@ -28,8 +25,6 @@ from warren.store_archive import Archive
 from warren.store_keys import Keys
 from warren.topology import Names
 from warren_schemas import Event
-
-log = structlog.get_logger(__name__)
 
 PATTERNS: Final = ("health.worker.#", "health.breaker.*.open", "task.#")
 ALARMS: Final = 100  # openings of breakers that a replay has before it
@@ -179,10 +174,8 @@ class Heard:
         delivery.ack()
         if delivery.routing_key.startswith("task.") and not self._listeners:
             return
-        try:
-            event = Event.model_validate_json(delivery.body)
-        except ValidationError as error:
-            log.warning("event.unreadable", error=str(error))
+        event = self.metrics.events.read(delivery)
+        if event is None:
             return
         match event.kind:
             case "worker":

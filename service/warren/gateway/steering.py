@@ -15,6 +15,8 @@ from warren.client_control import answer_to
 from warren.control import Command, control_message
 from warren.errors import BrokerError
 from warren.loops import Loops
+from warren.replies import Replies
+from warren.settings import Settings
 from warren.store_audit import Note
 from warren.store_control import Board, Cancelled
 from warren.topology import Names
@@ -28,15 +30,16 @@ class Steering:
     Raises StoreUnavailable.
     """
 
-    def __init__(self, board: Board, publisher: Publisher, names: Names, loops: Loops) -> None:
-        self._board, self._publisher, self._names, self._loops = board, publisher, names, loops
+    def __init__(self, board: Board, publisher: Publisher, settings: Settings, loops: Loops) -> None:
+        self._board, self._publisher, self._loops = board, publisher, loops
+        self._names, self._replies = Names(settings.namespace), Replies(settings)
 
     async def cancel(self, task_id: UUID, note: Note) -> Cancelled:
         """Cancel a task, wherever it is. One that has ended stays as it ended."""
         decided = await self._board.cancel(task_id, note)
         if not decided.had_ended:
             self._tell(control_message(Command(action="cancel", task_id=task_id), self._names))
-            answer = answer_to(task_id, decided)
+            answer = answer_to(task_id, decided, self._replies)
             if answer is not None:
                 self._tell(answer)
         return decided
