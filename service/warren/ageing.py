@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 PREFETCH: Final = 10  # beside the tasks of the worker: few, since a full queue makes them wait here
 # Seconds until a task is offered again to a queue that was full: short, as it competes with producers.
 PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 5.0
+LONGEST_PAUSE: Final = 1.0
 # Seconds that a message rests which could not be handled, before it goes back to its queue.
 REST: Final = 30.0
 # Places that are lent for messages which rest or wait for a full queue, so that the others go on.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -22,7 +23,7 @@ class Acknowledgements:
 
     def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel
-        self._unsettled: dict[int, None] = {}
+        self._unsettled: dict[int, float] = {}  # when each arrived, in monotonic seconds
         self._batch: list[int] = []
         self._sending = asyncio.Lock()
         self._flush: asyncio.Task[None] | None = None
@@ -44,7 +45,12 @@ class Acknowledgements:
 
     def delivered(self, tag: int) -> None:
         """A message has arrived. Tags only grow, so the first one here is the oldest."""
-        self._unsettled[tag] = None
+        self._unsettled[tag] = time.monotonic()
+
+    def longest_held(self) -> float:
+        """Seconds since the oldest message arrived that is still unsettled; 0 without one."""
+        arrived = next(iter(self._unsettled.values()), None)
+        return 0.0 if arrived is None else time.monotonic() - arrived
 
     def ack(self, tag: int) -> None:
         """Acknowledge with the others of this turn."""

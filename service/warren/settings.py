@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     ageing_step: float = Field(30, gt=0, description="Time that a task waits before it is looked at again.")
     delivery_limit: int = Field(20, ge=1, description="Deliveries without an outcome (quorum queues).")
     consumer_timeout: float = Field(
-        43_200, ge=60, description="Time that the broker leaves a delivery unacknowledged (quorum queues)."
+        43_200, ge=1, description="Time that the broker leaves a delivery unacknowledged (quorum queues)."
     )
 
     heartbeat_interval: float = Field(5, gt=0, description="Time between a worker's health events.")
