@@ -131,6 +131,10 @@ class Delivery:
         self._on_settled = on_settled
         acknowledgements.delivered(self._tag)
 
+    def drop_body(self) -> None:
+        """Free the memory of a message that goes back unread."""
+        self.body = b""
+
     @property
     def may_be_second_copy(self) -> bool:
         """Whether this message may have been delivered, or published, before."""

@@ -59,6 +59,12 @@ class Settings(BaseSettings):
         10_000, ge=1, description="Tasks that are due and wait in the store to be published, at most."
     )
     max_payload_bytes: int = Field(MIB, ge=1, description="Largest task body, in bytes.")
+    max_bytes_in_flight: int = Field(
+        256 * MIB,
+        ge=1,
+        description="Memory for the task bodies that a worker holds at once, in bytes of decoded JSON; "
+        "what comes beyond it goes back to its queue.",
+    )
     max_result_bytes: int = Field(MIB, ge=1, description="Largest result of an agent, in bytes.")
     task_timeout: float = Field(300, gt=0, description="Time for one attempt, unless the agent says more.")
     drain_timeout: float = Field(30, ge=0, description="Time that running tasks have at shutdown.")

@@ -66,21 +66,18 @@ class Takeover:
         if not self.concerns(run):
             return None
         delivery = run.deliveries[0]
-        if delivery.may_be_second_copy and await self._still_runs_elsewhere(run, delivery):
+        if delivery.may_be_second_copy and await self._still_runs_elsewhere(run):
             return Released(run.execution.attempts, tried=False, probe=False, reason=RUNS_ELSEWHERE)
         if delivery.may_be_second_copy and await self._is_last_chance(run.key.task_id, delivery):
             await alone.enter_async_context(self._alone)
         return await self._claim(run, crashed=delivery.was_dropped)
 
-    async def _still_runs_elsewhere(self, run: Run, delivery: Delivery) -> bool:
+    async def _still_runs_elsewhere(self, run: Run) -> bool:
         """Whether the worker that began this task still runs it, and only its message was taken back.
 
         Then that run wins, and this copy waits for its end here, or goes back to its queue after a while.
-        Such a worker gives a sign of life each second; silence is measured on our own clock. A quorum queue
-        counts who vanished with a message, so that nothing has to be awaited for those.
+        Such a worker gives a sign of life each second; silence is measured on our own clock.
         """
-        if delivery.counted and delivery.was_dropped:
-            return False
         seen = await self._ledger.running_elsewhere(run.key.task_id, run.key.replay)
         if seen is None:
             return False

@@ -14,8 +14,8 @@ from tests.rig import Rig, eventually
 
 from warren import Warren
 
-HELD = 3  # seconds, the broker's time-out in these tests
-RUNS = 12.0  # seconds that a run takes
+HELD = 8  # seconds, the broker's time-out in these tests: longer than a run is without a row
+RUNS = 20.0  # seconds that a run takes
 
 
 @pytest.fixture
