@@ -12,7 +12,7 @@ import structlog
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelInvalidStateError
 
-from warren.bus import LOST, Connection, translate
+from warren.bus import LOST, Connection, translate, why_closed
 from warren.bus_delivery import Acknowledgements, Delivery
 from warren.errors import AccessRefused, BrokerUnavailable, NotDeclared
 from warren.loops import is_cancelled
@@ -242,7 +242,7 @@ class Consumer:
 
     def _closed(self, channel: AbstractChannel) -> None:
         if channel is self._channel:
-            error = channel.closing.exception() if not channel.closing.cancelled() else None
+            error = why_closed(channel)
             is_late = error is not None and "acknowledgement" in str(error) and "timed out" in str(error)
             self._broken = f"{TIMED_OUT}: {error}" if is_late else f"the channel was closed: {error}"
             self._paused.set()

@@ -24,7 +24,7 @@ from aiormq.exceptions import PublishError as Returned
 from pamqp.encode import encode_table_value
 from pamqp.header import ContentHeader
 
-from warren.bus import LOST, Connection, Message
+from warren.bus import LOST, Connection, Message, why_closed
 from warren.errors import (
     AccessRefused,
     BrokerUnavailable,
@@ -81,10 +81,10 @@ class Publisher:
                 channel = await self._open_channel(deadline, sent=sent, alone=is_suspect)
                 try:
                     return await self._publish_on(channel, message, deadline)
-                except asyncio.CancelledError:
-                    if is_cancelled():
+                except (asyncio.CancelledError, *LOST) as caught:
+                    if isinstance(caught, asyncio.CancelledError) and is_cancelled():
                         raise
-                except LOST as error:
+                    error = why_closed(channel) or caught
                     self._raise_if_refused(message, error, alone=is_suspect)
                     is_suspect = is_suspect or isinstance(error, AMQPChannelError)
                 finally:

@@ -52,8 +52,8 @@ class Run:
 
     @property
     def is_adrift(self) -> bool:
-        """Whether it goes on though the broker has taken back each of its messages."""
-        return self.began is not None and not any(delivery.is_live for delivery in self.deliveries)
+        """Whether it goes on though the broker has taken a message of it back: others may have that."""
+        return self.began is not None and not all(delivery.is_live for delivery in self.deliveries)
 
     @property
     def is_idle(self) -> bool:

@@ -67,4 +67,4 @@ async def test_the_run_that_outlasts_the_time_out_wins(impatient: Rig, tmp_path:
     assert logged(logs, "consumer.timed_out")
     assert not [entry for entry in logs if "deleted or moved" in str(entry.get("error"))]
     assert not logged(logs, "task.superseded")
-    assert logged(logs, "agent.too_long")
+    assert bool(logged(logs, "agent.too_long")) == (rig.profile == "quorum")  # the node does not tell its own
