@@ -53,6 +53,7 @@ MARK_ROOM: Final = 64
 SMALLEST_FRAME: Final = 4096  # bytes: every peer takes frames of this size (AMQP 0-9-1, 4.2.3)
 FIRST_PAUSE: Final = 0.05  # seconds before a third attempt at one publish; the second comes at once
 LONGEST_PAUSE: Final = 5.0
+CLOSE_TIMEOUT: Final = 5.0  # seconds
 
 
 class Publisher:
@@ -192,9 +193,10 @@ class Publisher:
 
 
 async def _close(channel: Channel) -> None:
-    if not channel.is_closed:
-        with suppress(*LOST):
-            await channel.close()
+    # One that the broker has closed would be waited for in vain.
+    if not channel.is_closed and why_closed(channel) is None:
+        with suppress(*LOST, TimeoutError):
+            await asyncio.wait_for(channel.close(), CLOSE_TIMEOUT)
 
 
 def _properties(message: Message) -> spec.Basic.Properties:
