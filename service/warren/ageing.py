@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final
 
@@ -13,21 +14,27 @@ import structlog
 from warren.bus import Connection
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
-from warren.errors import InvalidTask, QueueFull, Unroutable
+from warren.errors import InvalidTask, MessageRefused, QueueFull, Unroutable
 from warren.failure import Failure
+from warren.loops import growing_pauses
 from warren.outcome import Dead
 from warren.settings import Settings
 from warren.settle import Settler
 from warren.tally import Tally
 from warren.topology import Names
 from warren.wire import again, attempts_of, decode, promoted
-from warren_schemas import AGENT_TYPE_PATTERN, Reason, Task
+from warren_schemas import AGENT_TYPE_PATTERN, REASON, Reason, Task
 
 log = structlog.get_logger(__name__)
 
 PREFETCH: Final = 10  # beside the tasks of the worker: few, since a full queue makes them wait here
 # Seconds until a task is offered again to a queue that was full: short, as it competes with producers.
 PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 1.0
+# Seconds that a message rests which could not be handled, before it goes back to its queue.
+REST: Final = 30.0
+# Places that are lent for messages which rest or wait for a full queue, so that the others go on.
+LENT: Final = 200
 
 
 class Ageing:
@@ -46,14 +53,16 @@ class Ageing:
         self._names = Names(settings.namespace)
         self._consumer = Consumer(connection, self._names.ageing, self._on_delivery, declare)
         self._handlers: set[asyncio.Task[None]] = set()
+        self._waiting, self._draining = 0, False
 
     async def run(self) -> None:
         """Consume until cancelled."""
-        self._consumer.want(PREFETCH)
+        self._feed()
         await self._consumer.run()
 
     async def drain(self, seconds: float) -> None:
         """Take no more, and give what is under way this long; the rest returns with the connection."""
+        self._draining = True
         self._consumer.want(0)
         if self._handlers:
             await asyncio.wait(tuple(self._handlers), timeout=seconds)
@@ -69,9 +78,45 @@ class Ageing:
     def _handled(self, handler: asyncio.Task[None]) -> None:
         self._handlers.discard(handler)
         if not handler.cancelled() and (error := handler.exception()) is not None:
-            log.error("ageing.failed", exc_info=error)
+            log.error("ageing.failed", exc_info=error)  # with its channel, what it held goes back
+
+    @contextmanager
+    def _place_lent(self) -> Iterator[None]:
+        """A message that waits here must not hold up the others: its place is lent to one of them."""
+        self._waiting += 1
+        self._feed()
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            self._feed()
+
+    def _feed(self) -> None:
+        if not self._draining:
+            self._consumer.want(PREFETCH + min(self._waiting, LENT))
 
     async def _handle(self, delivery: Delivery) -> None:
+        """What goes wrong here is a refusal of one message, or a mistake of ours: it never holds a place."""
+        try:
+            await self._take(delivery)
+        except Exception as error:
+            log.exception(
+                "ageing.failed",
+                message_id=delivery.properties.message_id,
+                error=str(error),
+                hint=f"the message goes back to {self._names.ageing} in {REST:g} s",
+            )
+            with self._place_lent():
+                await asyncio.sleep(REST)
+            await delivery.release()
+
+    async def _take(self, delivery: Delivery) -> None:
+        if REASON in delivery.headers:
+            # A dead letter that was moved to a task queue by hand, and has expired there: the exchange has
+            # sent it to the dead queue as well. There is one way for it, and that one loses nothing.
+            log.warning("ageing.left_to_dead", message_id=delivery.properties.message_id)
+            delivery.ack()
+            return
         try:
             task = decode(delivery, self._settings)
         except InvalidTask as error:
@@ -95,11 +140,15 @@ class Ageing:
             priority=priority,
         )
         declared = False
+        pauses = growing_pauses(PAUSE, LONGEST_PAUSE)
         while True:
             try:
                 await self._settler.publish_patiently(message)
             except QueueFull:
-                await asyncio.sleep(PAUSE)
+                await self._wait_for_room(next(pauses))
+            except MessageRefused as error:
+                await self._bury(task, delivery, "rejected", str(error))
+                return
             except Unroutable:
                 if not declared:  # it may be the exchange that is missing
                     await self._declare()
@@ -115,6 +164,13 @@ class Ageing:
                 delivery.ack()
                 return
 
+    async def _wait_for_room(self, pause: float) -> None:
+        if pause < LONGEST_PAUSE:
+            await asyncio.sleep(pause)
+            return
+        with self._place_lent():
+            await asyncio.sleep(pause)
+
     async def _bury(self, task: Task, delivery: Delivery, reason: Reason, message: str) -> None:
         await self._settler.settle(task, _dead(reason, delivery, message), [delivery])
         self._tally.of(task.agent_type).totals.dead += 1
@@ -127,5 +183,6 @@ class Ageing:
 
 def _dead(reason: Reason, delivery: Delivery, message: str) -> Dead:
     now = datetime.now(UTC)
-    kind = {"invalid": "InvalidTask", "expired": "Expired"}.get(reason, "UnknownAgentType")
+    kinds = {"invalid": "InvalidTask", "expired": "Expired", "rejected": "MessageRefused"}
+    kind = kinds.get(reason, "UnknownAgentType")
     return Dead(reason, Failure.told(kind, message), attempts_of(delivery.headers), now, now)

@@ -140,6 +140,12 @@ def not_reachable(error: Exception, url: str) -> Exception:
     )
 
 
+def why_closed(channel: AbstractChannel) -> BaseException | None:
+    """What the broker said when it closed the channel; aiormq may only throw a CancelledError."""
+    error: BaseException | None = getattr(channel, "_close_exception", None)
+    return error
+
+
 class Connection:
     """One connection that is kept alive: lost, it is opened again for ever, with backoff and jitter.
 

@@ -12,9 +12,9 @@ import structlog
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelInvalidStateError
 
-from warren.bus import LOST, Connection, translate
+from warren.bus import LOST, Connection, translate, why_closed
 from warren.bus_delivery import Acknowledgements, Delivery
-from warren.errors import AccessRefused, BrokerError
+from warren.errors import AccessRefused, BrokerError, NotDeclared
 from warren.loops import is_cancelled
 
 log = structlog.get_logger(__name__)
@@ -22,6 +22,13 @@ log = structlog.get_logger(__name__)
 PASSING = (*LOST, BrokerError)
 RECOVERY_PAUSE = 0.1  # seconds: the supervision needs a moment to notice a loss that a channel saw first
 LONGEST_PAUSE = 5.0
+QUEUE_GONE = "the broker cancelled the consumer: its queue was deleted or moved"
+TIMED_OUT = "the broker took deliveries back that were not acknowledged in time (consumer timeout)"
+TIMED_OUT_HINT = (
+    "what still runs goes on, and its end counts: raise the broker's time-out or lower the agent's"
+)
+# Of the time-out: a consumer that is cancelled with a delivery this old was cancelled because of it.
+NEARLY = 0.95
 
 
 class Consumer:
@@ -54,7 +61,7 @@ class Consumer:
         self._granted_fresh: int | None = None
         self._unacked = self._peak = 0
         self._older = 0
-        self._broken = False
+        self._broken: str | None = None
         self._renewing = False
         self._losses = 0
         self._has_consumed = False
@@ -80,7 +87,7 @@ class Consumer:
     @property
     def is_consuming(self) -> bool:
         """Whether the broker knows this consumer and may deliver right now."""
-        return not self._paused.is_set() and not self._broken
+        return not self._paused.is_set() and self._broken is None
 
     def want(self, budget: int, *, fresh: int | None = None) -> None:
         """From now on, hold at most `budget` unacknowledged messages in all; 0 pauses.
@@ -124,7 +131,10 @@ class Consumer:
 
     async def _recover(self, error: BaseException) -> None:
         await self._drop_channel()
-        log.warning("consumer.lost", queue=self.queue, error=str(error))
+        if TIMED_OUT in str(error):
+            log.warning("consumer.timed_out", queue=self.queue, error=str(error), hint=TIMED_OUT_HINT)
+        else:
+            log.warning("consumer.lost", queue=self.queue, error=str(error))
         await asyncio.sleep(min(RECOVERY_PAUSE * 2 ** min(self._losses, 16), LONGEST_PAUSE))
         self._losses += 1
         if not self._connection.is_open:
@@ -136,8 +146,8 @@ class Consumer:
 
     async def _steer(self) -> None:
         """Bring the consumer on the channel in line with what is wanted."""
-        if self._broken:
-            raise ChannelInvalidStateError("the broker closed it: the queue was deleted or moved")
+        if self._broken is not None:
+            raise ChannelInvalidStateError(await self._why_broken(self._broken))
         if self._channel is None or self._channel.is_closed:
             await self._open_channel()
         if self._tag is not None and (self._budget == 0 or self._worth_replacing()):
@@ -215,12 +225,32 @@ class Consumer:
     def _cancelled_by_broker(self, frame: Any) -> None:
         if frame.consumer_tag == self._tag and self._acknowledgements is not None:
             self._acknowledgements.queue_gone = True
-            self._broken = True
+            self._broken = QUEUE_GONE
             self._wake.set()
+
+    async def _why_broken(self, reason: str) -> str:
+        """Tell a delivery that was held for too long from a queue that is gone.
+
+        RabbitMQ 4.3 only cancels the consumer of a quorum queue, and gives no reason.
+        """
+        acknowledgements = self._acknowledgements
+        if reason != QUEUE_GONE or acknowledgements is None:
+            return reason
+        held = acknowledgements.longest_held()
+        if held < self._connection.settings.consumer_timeout * NEARLY:
+            return reason
+        try:
+            await self._connection.look(self.queue)
+        except NotDeclared:
+            return reason
+        acknowledgements.queue_gone = False  # what was taken back is delivered again
+        return f"{TIMED_OUT}: a delivery was held for {held:.0f} s"
 
     def _closed(self, channel: AbstractChannel) -> None:
         if channel is self._channel:
-            self._broken = True
+            error = why_closed(channel)
+            is_late = error is not None and "acknowledgement" in str(error) and "timed out" in str(error)
+            self._broken = f"{TIMED_OUT}: {error}" if is_late else f"the channel was closed: {error}"
             self._paused.set()
             self._wake.set()
 
@@ -228,7 +258,7 @@ class Consumer:
         channel, self._channel, self._tag = self._channel, None, None
         acknowledgements, self._acknowledgements = self._acknowledgements, None
         self._unacked = self._granted = self._older = 0
-        self._broken = False
+        self._broken = None
         self._paused.set()
         if channel is None or acknowledgements is None or channel.is_closed:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 from uuid import uuid4
@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from warren import broker, runtime
+from warren.agents import AgentSpec
 from warren.bus import Connection, Message
 from warren.bus_consumer import Browser
 from warren.bus_publisher import Publisher
@@ -25,7 +26,7 @@ from warren.errors import (
 )
 from warren.settings import Settings, without_password
 from warren.store import Store
-from warren.topology import WEAKER, Names, Queue, Topology, exchanges, topology
+from warren.topology import WEAKER, Names, Queue, Topology, exchanges, too_long_for, topology
 from warren.wire import new_id
 
 
@@ -48,8 +49,8 @@ def doctor(
     """Examine broker and store: version, permissions, queues. Exit status 1 if anything is wrong."""
     settings = read_settings()
     runtime.configure_logging(settings)
-    agent_types = list(runtime.load(app).agents) if app else []
-    findings = runtime.run(_examine(settings, agent_types))
+    agents = list(runtime.load(app).agents.values()) if app else []
+    findings = runtime.run(_examine(settings, agents))
     marks = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]·[/]"}
     for finding in [] if quiet else findings:
         out.print(f"{marks[finding.ok]} {escape(finding.text)}", soft_wrap=True, highlight=False)
@@ -57,7 +58,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-async def _examine(settings: Settings, agent_types: Iterable[str]) -> list[Finding]:
+async def _examine(settings: Settings, agents: Sequence[AgentSpec]) -> list[Finding]:
     found = broker.locate(settings)
     async with connected(settings, "warren doctor") as (connection, publisher):
         profile = connection.profile
@@ -67,7 +68,8 @@ async def _examine(settings: Settings, agent_types: Iterable[str]) -> list[Findi
             *[Finding(None, f"weaker on this broker: {point}") for point in WEAKER[profile]],
             *await _permissions(connection, publisher, settings),
             *await _exchanges(connection, settings),
-            *await _queues(connection, settings, agent_types),
+            *await _queues(connection, settings, [agent.agent_type for agent in agents]),
+            *_timeouts(connection, settings, agents),
             await _store(settings),
         ]
 
@@ -136,10 +138,24 @@ async def _exchanges(connection: Connection, settings: Settings) -> list[Finding
     return findings
 
 
+def _timeouts(connection: Connection, settings: Settings, agents: Sequence[AgentSpec]) -> list[Finding]:
+    problems = {
+        agent.agent_type: too_long_for(
+            agent.timeout or settings.task_timeout, connection.profile, connection.version, settings
+        )
+        for agent in agents
+    }
+    return [
+        Finding(ok=False, text=f"agent {agent_type}: {problem}")
+        for agent_type, problem in problems.items()
+        if problem
+    ]
+
+
 async def _queues(connection: Connection, settings: Settings, agent_types: Iterable[str]) -> list[Finding]:
     return [
         await _queue(connection, queue)
-        for queue in topology(agent_types, connection.profile, settings).queues
+        for queue in topology(agent_types, connection.profile, settings, connection.version).queues
     ]
 
 

@@ -14,7 +14,9 @@ WarrenError
 │       ├── UnknownAgentType  no queue takes this agent type
 │       ├── Unroutable        no queue takes this routing key (a reply queue that vanished)
 │       ├── PublishTimeout    no confirm in time: it may or may not have arrived
-│       └── MessageTooLarge   over `max_payload_bytes`, or over the broker's own limit
+│       └── MessageRefused    the broker would never take this message: trying again is no use
+│           ├── MessageTooLarge   its body is over `max_payload_bytes`, or over the broker's own limit
+│           └── HeadersTooLarge   its headers do not fit into a frame
 ├── StoreError                what the store did or refused
 │   ├── StoreUnavailable      it does not answer now: worth waiting for
 │   │   └── StoreBusy         all connections of this process are in use
@@ -112,8 +114,16 @@ class PublishTimeout(PublishError):
     may_have_arrived = True
 
 
-class MessageTooLarge(PublishError):
+class MessageRefused(PublishError):
+    """The broker refuses this message, or AMQP cannot carry it: trying again is no use."""
+
+
+class MessageTooLarge(MessageRefused):
     """The message is over `max_payload_bytes`, or over the broker's own limit."""
+
+
+class HeadersTooLarge(MessageRefused):
+    """The headers and properties of the message do not fit into one frame (AMQP 0-9-1, `frame-max`)."""
 
 
 class StoreError(WarrenError):

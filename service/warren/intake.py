@@ -14,6 +14,7 @@ from uuid import UUID
 import structlog
 
 from warren.bus_delivery import Delivery
+from warren.bus_freight import Freight, weight
 from warren.context import Context
 from warren.errors import InvalidTask
 from warren.execution import Execution
@@ -60,10 +61,23 @@ class Intake:
         self._settler, self._ledger, self._pool = settler, ledger, pool
         self._takeover = Takeover(ledger, settings, is_cancelled) if ledger is not None else None
         self._handlers: set[asyncio.Task[None]] = set()
+        self._freight = Freight(settings.max_bytes_in_flight)
 
     def take(self, lane: Lane, delivery: Delivery) -> None:
-        """Handle one delivery from its arrival to its settlement."""
-        self._start(self._handle(lane, delivery), lane)
+        """Handle one delivery from its arrival to its settlement, if there is memory for it."""
+        size = weight(delivery.body, self._settings.max_payload_bytes)
+        if self._freight.admits(size):
+            self._freight.load(size)
+            self._start(self._handle(lane, delivery, size), lane)
+        else:
+            delivery.drop_body()
+            self._start(self._put_off(delivery, size), lane)
+
+    async def _put_off(self, delivery: Delivery, size: int) -> None:
+        """Give back what there is no memory for. Until then it holds its place, so that no more comes."""
+        log.info("task.put_off", queue=delivery.queue, bytes_in_flight=self._freight.bytes)
+        await self._freight.has_room(size, PAUSE_AFTER_FAILURE)
+        await delivery.release()
 
     async def all_settled(self) -> None:
         """Wait until nothing is left of what was taken."""
@@ -85,7 +99,7 @@ class Intake:
         self._handlers.add(handler)
         handler.add_done_callback(self._handlers.discard)
 
-    async def _handle(self, lane: Lane, delivery: Delivery) -> None:
+    async def _handle(self, lane: Lane, delivery: Delivery, size: int) -> None:
         """What goes wrong here is ours, not the agent's."""
         self._tally.of(lane.spec.agent_type).totals.delivered += 1
         try:
@@ -93,6 +107,8 @@ class Intake:
         except Exception:
             log.exception("worker.failed", agent_type=lane.spec.agent_type)
             await self._give_back([delivery])
+        finally:
+            self._freight.unload(size)
 
     async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
         await asyncio.sleep(PAUSE_AFTER_FAILURE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any, Self
 
 import structlog
@@ -18,6 +18,14 @@ def is_cancelled() -> bool:
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def growing_pauses(first: float, longest: float) -> Iterator[float]:
+    """Seconds to wait between attempts: twice as long each time, up to `longest`, without an end."""
+    pause = first
+    while True:
+        yield pause
+        pause = min(pause * 2, longest)
 
 
 class Loops:

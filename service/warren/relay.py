@@ -11,11 +11,13 @@ from pydantic import ValidationError
 
 from warren.bus import Connection
 from warren.bus_publisher import Publisher
-from warren.errors import BrokerError, QueueFull, Unroutable
+from warren.errors import BrokerError, MessageRefused, PublishError, QueueFull, Unroutable
+from warren.failure import Failure
 from warren.settings import Settings
+from warren.settle import publish_lightly
 from warren.store_outbox import Due, Outbox
 from warren.topology import Names
-from warren.wire import due_message
+from warren.wire import due_message, result_message, undelivered_body
 
 log = structlog.get_logger(__name__)
 
@@ -88,12 +90,16 @@ class Relay:
     async def _publish_one(self, due: Due) -> float | None:
         """Publish one. None when it is confirmed, else the seconds until it is worth another try."""
         try:
-            await self._publisher.publish(due_message(due, self._names, self._settings))
+            await publish_lightly(self._publisher, due_message(due, self._names, self._settings))
         except QueueFull:
             return self._leave_out(due.agent_type, FULL_PAUSE)
         except Unroutable as error:
             log.warning("relay.unroutable", task_id=str(due.task_id), error=str(error))
             return self._leave_out(due.agent_type, UNROUTABLE_PAUSE)
+        except MessageRefused as error:
+            log.error("relay.refused", task_id=str(due.task_id), error=str(error))
+            await self._set_aside(due, error)
+            return None
         except BrokerError as error:
             log.warning("relay.waits", task_id=str(due.task_id), error=str(error))
             return PAUSE
@@ -101,3 +107,14 @@ class Relay:
             log.error("relay.damaged", task_id=str(due.task_id), error=str(error))
             return DAMAGED_PAUSE
         return None
+
+    async def _set_aside(self, due: Due, refusal: MessageRefused) -> None:
+        """End a task that the broker never takes: dead, in the store alone, and its producer is answered."""
+        await self._outbox.set_aside(due, Failure.told(type(refusal).__name__, str(refusal)))
+        if due.parcel.reply_to:
+            body = undelivered_body(due.task_id, due.attempts, str(refusal))
+            answer = result_message(body, due.task_id, due.parcel.reply_to, due.parcel.correlation_id)
+            try:
+                await self._publisher.publish(answer)
+            except PublishError as error:
+                log.warning("result.unwanted", task_id=str(due.task_id), error=str(error))

@@ -95,14 +95,24 @@ class Remembering:
 
 
 async def note_long(runs: Runs, ledger: Ledger) -> None:
-    """Write down which runs take long, for ever."""
+    """Write down which runs take long, and which go on without their message, for ever.
+
+    The broker gives what it has taken back to another worker, which has to know that this one lives.
+    """
     while True:
         await asyncio.sleep(LOOK)
-        long = [run.memory for run in runs.running_since(time.monotonic() - LONG) if not run.memory.has_row]
+        adrift = [run for run in runs if run.is_adrift]
+        long = [
+            run.memory
+            for run in {*runs.running_since(time.monotonic() - LONG), *adrift}
+            if not run.memory.has_row
+        ]
         for memory in long:
             memory.has_row = True  # at once: a run that is released meanwhile has to say so in its row
         if long:
             await ledger.note_running([memory.run for memory in long])
+        if adrift:
+            await ledger.sign_of_life([run.memory.run for run in adrift])
 
 
 def _tell(state: RetryCallState) -> None:

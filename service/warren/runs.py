@@ -51,6 +51,11 @@ class Run:
         return dispatch_of(self.deliveries[0].headers)
 
     @property
+    def is_adrift(self) -> bool:
+        """Whether it goes on though the broker has taken a message of it back: others may have that."""
+        return self.began is not None and not all(delivery.is_live for delivery in self.deliveries)
+
+    @property
     def is_idle(self) -> bool:
         """Whether no attempt runs: the task waits for a slot, for its time or for its next attempt."""
         return self.outcome is None and not self.execution.attempting

@@ -61,6 +61,12 @@ class Settings(BaseSettings):
         10_000, ge=1, description="Tasks that are due and wait in the store to be published, at most."
     )
     max_payload_bytes: int = Field(MIB, ge=1, description="Largest task body, in bytes.")
+    max_bytes_in_flight: int = Field(
+        256 * MIB,
+        ge=1,
+        description="Memory for the task bodies that a worker holds at once, in bytes of decoded JSON; "
+        "what comes beyond it goes back to its queue.",
+    )
     max_result_bytes: int = Field(MIB, ge=1, description="Largest result of an agent, in bytes.")
     task_timeout: float = Field(
         300, gt=0, description="Time for one attempt, unless its agent says otherwise."
@@ -98,7 +104,7 @@ class Settings(BaseSettings):
     ageing_step: float = Field(30, gt=0, description="Time that a task waits before it is looked at again.")
     delivery_limit: int = Field(20, ge=1, description="Deliveries without an outcome (quorum queues).")
     consumer_timeout: float = Field(
-        43_200, ge=60, description="Time that the broker leaves a delivery unacknowledged (quorum queues)."
+        43_200, ge=1, description="Time that the broker leaves a delivery unacknowledged (quorum queues)."
     )
 
     heartbeat_interval: float = Field(

@@ -20,12 +20,14 @@ from warren.errors import (
     AccessRefused,
     BrokerError,
     FenceLost,
-    MessageTooLarge,
+    HeadersTooLarge,
+    MessageRefused,
     PublishTimeout,
     QueueFull,
     Unroutable,
 )
 from warren.events import Events
+from warren.loops import growing_pauses
 from warren.outcome import (
     BREAKER_OPEN,
     Cancelled,
@@ -48,17 +50,38 @@ from warren.wire import (
     LAST_IN_LINE,
     again,
     cancelled_body,
+    dead_body,
     dead_message,
     failed_body,
+    id_of_what_is_no_task,
+    lightened,
     parcel_of,
     result_body,
     result_message,
+    undelivered_body,
 )
 from warren_schemas import REPUBLISHED, State, Task
 
 log = structlog.get_logger(__name__)
 
-PAUSE: Final = 0.5  # seconds between attempts to publish what must not be lost
+# Seconds between attempts to publish what must not be lost: at first, and at most.
+PAUSE: Final = 0.5
+LONGEST_PAUSE: Final = 15.0
+
+
+async def publish_lightly(publisher: Publisher, message: Message) -> None:
+    """Publish, without what a producer added to the headers if they do not fit into a frame.
+
+    Raises what `Publisher.publish` raises.
+    """
+    try:
+        await publisher.publish(message)
+    except HeadersTooLarge as error:
+        light = lightened(message)
+        if light.headers == message.headers:
+            raise
+        log.warning("headers.left_out", message_id=message.message_id, error=str(error))
+        await publisher.publish(light)
 
 
 class Settler:
@@ -160,18 +183,20 @@ class Settler:
 
     async def _succeed(self, task: Task, outcome: Succeeded, deliveries: Sequence[Delivery]) -> None:
         if any(delivery.properties.reply_to for delivery in deliveries):  # most want no answer
-            await self._answer(task, result_body(task, outcome.result, outcome.attempts), deliveries)
+            result = result_body(task, outcome.result, outcome.attempts)
+            await self._answer(task.task_id, result, outcome.attempts, deliveries)
         if self._settings.task_events:
             self.tell(task, "succeeded", {"attempts": outcome.attempts})
 
     async def _die(self, task: Task, dead: Dead, deliveries: Sequence[Delivery]) -> None:
         await self._bury(task.agent_type, dead, deliveries[0])
-        await self._answer(task, failed_body(task, dead), deliveries)
+        await self._answer(task.task_id, failed_body(task, dead), dead.attempts, deliveries)
         details: dict[str, JsonValue] = {"attempts": dead.attempts, "error": dead.failure.error_type}
         self.tell(task, "dead", details, dead.reason)
 
     async def _tell_cancelled(self, task: Task, cancelled: Cancelled, deliveries: Sequence[Delivery]) -> None:
-        await self._answer(task, cancelled_body(task.task_id, cancelled.attempts), deliveries)
+        body = cancelled_body(task.task_id, cancelled.attempts)
+        await self._answer(task.task_id, body, cancelled.attempts, deliveries)
         self.tell(task, "cancelled", {"attempts": cancelled.attempts})
 
     async def _release(
@@ -235,8 +260,11 @@ class Settler:
                 await paused()
 
     async def settle_invalid(self, agent_type: str, dead: Dead, delivery: Delivery) -> None:
-        """Settle a message that is no task: nobody can be answered."""
+        """Settle a message that is no task. It may ask for an answer all the same, and gets one."""
         await self._bury(agent_type, dead, delivery)
+        if delivery.properties.reply_to:
+            task_id = id_of_what_is_no_task(delivery)
+            await self._answer(task_id, dead_body(task_id, dead), dead.attempts, [delivery])
         log.warning("task.invalid", agent_type=agent_type, error=dead.failure.message)
         self._events.tell(
             "task",
@@ -278,10 +306,28 @@ class Settler:
         return True
 
     async def _bury(self, agent_type: str, dead: Dead, delivery: Delivery) -> None:
-        await self.publish_surely(dead_message(delivery, dead, agent_type, self._names, self._worker_id))
+        """Publish a dead letter, or have the broker move the message where it does not take it from us.
 
-    async def _answer(self, task: Task, result: bytes, deliveries: Sequence[Delivery]) -> None:
-        """Send the result to each queue that was named and is allowed, once."""
+        That is so when its limit of a message was lowered; the record is then in the store and the log.
+        Raises MessageRefused for a message of a queue that has no dead-letter exchange.
+        """
+        letter = dead_message(delivery, dead, agent_type, self._names, self._worker_id)
+        try:
+            await self.publish_surely(letter)
+        except MessageRefused as error:
+            if delivery.queue != self._names.queue(agent_type):
+                raise
+            record = {name: value for name, value in letter.headers.items() if name.startswith("warren-")}
+            log.error("dead_letter.refused", message_id=letter.message_id, error=str(error), **record)
+            await delivery.reject()
+
+    async def _answer(
+        self, task_id: UUID, result: bytes, attempts: int, deliveries: Sequence[Delivery]
+    ) -> None:
+        """Send the result to each queue that was named and is allowed, once.
+
+        Where the broker does not carry it, an error is sent in its place: silence would be waited for.
+        """
         wanted = {
             (delivery.properties.reply_to, delivery.properties.correlation_id)
             for delivery in tuple(deliveries)
@@ -289,14 +335,23 @@ class Settler:
         }
         headers = carried_context(deliveries[0].headers) | (self._tracing.here() if self._tracing else {})
         for reply_to, correlation_id in wanted:
-            answer = result_message(result, task.task_id, reply_to or "", correlation_id, headers)
+            answer = result_message(result, task_id, reply_to or "", correlation_id, headers)
             try:
-                await self.publish_patiently(answer, unless=AccessRefused)
-            except (Unroutable, QueueFull, MessageTooLarge, AccessRefused) as error:
-                log.warning("result.unwanted", task_id=str(task.task_id), reply_to=reply_to, error=str(error))
+                try:
+                    await self.publish_patiently(answer, unless=AccessRefused)
+                except MessageRefused as error:
+                    log.warning("result.refused", task_id=str(task_id), reply_to=reply_to, error=str(error))
+                    apology = undelivered_body(task_id, attempts, str(error))
+                    await self.publish_patiently(replace(answer, body=apology), unless=AccessRefused)
+            except (Unroutable, QueueFull, MessageRefused, AccessRefused) as error:
+                log.warning("result.unwanted", task_id=str(task_id), reply_to=reply_to, error=str(error))
 
     async def publish_surely(self, message: Message) -> None:
-        """Publish, whatever it takes: queues that were deleted are declared again. Raises QueueFull."""
+        """Publish, whatever it takes: queues that were deleted are declared again.
+
+        Raises QueueFull and MessageRefused.
+        """
+        pauses = growing_pauses(PAUSE, LONGEST_PAUSE)
         while True:
             try:
                 return await self.publish_patiently(message)
@@ -306,20 +361,22 @@ class Settler:
                 await self._declare()
             except BrokerError as error:
                 log.warning("declare.waits", error=str(error))
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(next(pauses))
 
     async def publish_patiently(self, message: Message, *, unless: type[BrokerError] = QueueFull) -> None:
         """Publish, waiting for a broker that is away, blocked or refuses us for the time being.
 
-        Raises QueueFull, Unroutable, MessageTooLarge, and the error that `unless` names.
+        Headers of a producer that do not fit are left out. Raises QueueFull, Unroutable, MessageRefused, and
+        the error that `unless` names.
         """
+        pauses = growing_pauses(PAUSE, LONGEST_PAUSE)
         while True:
             try:
-                return await self._publisher.publish(message)
-            except (QueueFull, Unroutable, MessageTooLarge, unless):
+                return await publish_lightly(self._publisher, message)
+            except (QueueFull, Unroutable, MessageRefused, unless):
                 raise
             except BrokerError as error:
                 log.warning("publish.waits", message_id=message.message_id, error=str(error))
                 if isinstance(error, PublishTimeout):
                     message = replace(message, headers={**message.headers, REPUBLISHED: True})
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(next(pauses))

@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from warren.errors import FenceLost
@@ -262,6 +262,42 @@ class Ledger(PatientStore):
             connection.execute(self._insert(tasks).on_conflict_do_nothing(), rows)
 
         await self.surely(act)
+
+    async def sign_of_life(self, runs: Sequence[Entry]) -> None:
+        """Note that these still run, though the broker has taken their messages back."""
+        ours = (
+            (tasks.c.task_id == bindparam("id"))
+            & (tasks.c.life == bindparam("its_life"))
+            & (tasks.c.fence == bindparam("its_fence"))
+            & (tasks.c.worker_id == self._worker_id)
+            & (tasks.c.status == RUNNING)
+        )
+        statement = tasks.update().where(ours).values(updated_at=bindparam("now"))
+        now = time.time()
+        rows = [
+            {"id": run.task_id, "its_life": run.life, "its_fence": run.fence, "now": now}
+            for run in sorted(runs, key=lambda run: run.task_id)
+        ]
+
+        def act(connection: Connection) -> None:
+            connection.execute(statement, rows)
+
+        await self.surely(act)
+
+    async def running_elsewhere(self, task_id: UUID, life: str) -> float | None:
+        """The last sign of life of the run that another worker has recorded, or None: nobody else runs it."""
+        query = select(tasks.c.updated_at).where(
+            tasks.c.task_id == task_id,
+            tasks.c.life == fitting(life, tasks.c.life),
+            tasks.c.status == RUNNING,
+            tasks.c.worker_id != self._worker_id,
+        )
+
+        def act(connection: Connection) -> float | None:
+            at: float | None = connection.execute(query).scalar_one_or_none()
+            return at
+
+        return await self.surely(act)
 
     async def remember(self, run: Entry, name: str, value: bytes) -> bytes:
         """Keep the value of a step, or the one that is kept already, and give it. Durable when it returns.

@@ -17,10 +17,11 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, bindparam, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from warren.failure import Failure
 from warren.store import Store
 from warren.store_ledger import Entry, Ledger
 from warren.store_requests import FirstRequest
-from warren.store_schema import PUBLISHED, SCHEDULED, tasks
+from warren.store_schema import DEAD, PUBLISHED, SCHEDULED, fitting, tasks
 from warren_schemas import AMQP_PRIORITY, Task
 
 LEASE: Final = 60.0  # seconds that one publication may take before somebody else tries
@@ -173,6 +174,29 @@ class Outbox:
 
         def act(connection: Connection) -> None:
             _mark_published(connection, sent)
+
+        await self._ledger.surely(act)
+
+    async def set_aside(self, due: Due, failure: Failure) -> None:
+        """End a task that no broker takes: dead, with its body, so that it can be edited and replayed."""
+        now = time.time()
+        dead = {
+            "status": DEAD,
+            "reason": "rejected",
+            "error_type": fitting(failure.error_type, tasks.c.error_type),
+            "error_message": fitting(failure.message, tasks.c.error_message),
+            "fingerprint": failure.fingerprint,
+            "first_failed_at": now,
+            "last_failed_at": now,
+            "finished_at": now,
+            "updated_at": now,
+            "due_at": None,
+            "leased_until": None,
+        }
+        statement = tasks.update().where(*_is_named(), tasks.c.status == SCHEDULED).values(dead)
+
+        def act(connection: Connection) -> None:
+            connection.execute(statement, [_named(due)])
 
         await self._ledger.surely(act)
 

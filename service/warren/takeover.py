@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from typing import Final
 from uuid import UUID
 
 import structlog
@@ -22,6 +23,13 @@ from warren.wire import attempts_of, dispatch_of
 from warren_schemas import REPLAY
 
 log = structlog.get_logger(__name__)
+
+RUNS_ELSEWHERE: Final = "runs elsewhere"
+# Seconds: between two looks for a sign of life of another worker, until one without any counts as dead, and
+# until a copy whose task is still running goes back to its queue.
+LOOK: Final = 0.5
+SILENCE: Final = 3.0
+LONGEST_WATCH: Final = 30.0
 
 
 class Takeover:
@@ -58,9 +66,38 @@ class Takeover:
         if not self.concerns(run):
             return None
         delivery = run.deliveries[0]
+        if delivery.may_be_second_copy and await self._still_runs_elsewhere(run):
+            return Released(run.execution.attempts, tried=False, probe=False, reason=RUNS_ELSEWHERE)
         if delivery.may_be_second_copy and await self._is_last_chance(run.key.task_id, delivery):
             await alone.enter_async_context(self._alone)
         return await self._claim(run, crashed=delivery.was_dropped)
+
+    async def _still_runs_elsewhere(self, run: Run) -> bool:
+        """Whether the worker that began this task still runs it, and only its message was taken back.
+
+        Then that run wins, and this copy waits for its end here, or goes back to its queue after a while.
+        Such a worker gives a sign of life each second; silence is measured on our own clock.
+        """
+        seen = await self._ledger.running_elsewhere(run.key.task_id, run.key.replay)
+        if seen is None:
+            return False
+        run.is_recorded = True  # the row is another's: nothing that ends this wait may write into it
+        log.info("task.watched", task_id=str(run.key.task_id))
+        loop = asyncio.get_running_loop()
+        gives_up_at, silent_at = loop.time() + LONGEST_WATCH, loop.time() + SILENCE
+        while loop.time() < min(gives_up_at, silent_at):
+            await asyncio.sleep(LOOK)
+            sign = await self._ledger.running_elsewhere(run.key.task_id, run.key.replay)
+            if sign is None:
+                break
+            if sign != seen:
+                seen, silent_at = sign, loop.time() + SILENCE
+        else:
+            if loop.time() >= gives_up_at:
+                log.info("task.runs_elsewhere", task_id=str(run.key.task_id))
+                return True
+        run.is_recorded = False
+        return False
 
     async def _is_last_chance(self, task_id: UUID, delivery: Delivery) -> bool:
         crashes = max(await self._ledger.crashes(task_id), delivery.was_dropped)

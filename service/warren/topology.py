@@ -18,6 +18,10 @@ Arguments = dict[str, str | int | bool | None]
 
 # Strict priorities on quorum queues, and a headers exchange that splits by `x-first-death-reason`.
 QUORUM_SINCE = (4, 3)
+# Brokers whose classic queues take `x-consumer-timeout`; before them, and where a queue was made without it,
+# the node's own `consumer_timeout` counts. Since 4.3 classic queues take no deliveries back, and no argument.
+CONSUMER_TIMEOUT_SINCE = (3, 12)
+DEFAULT_CONSUMER_TIMEOUT = 1800.0  # seconds: RabbitMQ's default of `consumer_timeout`
 # Priorities run from 2 (low) to 8 (urgent); one above, so that an odd priority between two classes fits.
 CLASSIC_MAX_PRIORITY = 9
 
@@ -130,8 +134,48 @@ def profile_for(version: str, settings: Settings) -> Profile:
     """The queue profile for a broker of this version (`"4.3.6"`), unless the settings insist on one."""
     if settings.queue_profile != "auto":
         return settings.queue_profile
+    return "quorum" if _number(version) >= QUORUM_SINCE else "classic"
+
+
+def _number(version: str) -> tuple[int, int]:
     major, minor = (int(part) for part in version.split(".")[:2])
-    return "quorum" if (major, minor) >= QUORUM_SINCE else "classic"
+    return major, minor
+
+
+def carries_consumer_timeout(profile: Profile, version: str) -> bool:
+    """Whether task queues of this profile carry `x-consumer-timeout` on a broker of this version.
+
+    A classic queue that was made without it may be declared with it: the broker compares the argument of
+    quorum queues only, and leaves a classic queue as it is.
+    """
+    return profile == "quorum" or CONSUMER_TIMEOUT_SINCE <= _number(version) < QUORUM_SINCE
+
+
+def longest_delivery(profile: Profile, version: str, settings: Settings) -> float | None:
+    """Seconds that the broker leaves a delivery unacknowledged, as far as can be known; None: for ever.
+
+    A policy, or a node's own `consumer_timeout`, may say otherwise, and AMQP does not tell.
+    """
+    if carries_consumer_timeout(profile, version):
+        return settings.consumer_timeout
+    return None if _number(version) >= QUORUM_SINCE else DEFAULT_CONSUMER_TIMEOUT
+
+
+def too_long_for(timeout: float, profile: Profile, version: str, settings: Settings) -> str | None:
+    """What to tell of an agent whose attempts may last so many seconds, or None where that is no problem."""
+    held = longest_delivery(profile, version, settings)
+    if held is None or timeout < held:
+        return None
+    way_out = (
+        "raise WARREN_CONSUMER_TIMEOUT (existing queues keep theirs: empty and delete them, or use another "
+        "WARREN_NAMESPACE) or lower the agent's timeout"
+        if carries_consumer_timeout(profile, version)
+        else "set consumer_timeout in rabbitmq.conf, if that is not done yet, or lower the agent's timeout"
+    )
+    return (
+        f"an attempt may take {timeout:g} s, and RabbitMQ {version} takes a delivery back after {held:g} s "
+        f"(consumer timeout): {way_out}"
+    )
 
 
 def exchanges(names: Names) -> tuple[Exchange, ...]:
@@ -144,7 +188,9 @@ def exchanges(names: Names) -> tuple[Exchange, ...]:
     )
 
 
-def task_queue(agent_type: str, names: Names, profile: Profile, settings: Settings) -> Queue:
+def task_queue(
+    agent_type: str, names: Names, profile: Profile, settings: Settings, version: str = "0.0"
+) -> Queue:
     """The queue of one agent type: priorities, a capacity that refuses, a dead-letter exchange."""
     arguments: Arguments = {
         "x-max-length": settings.queue_capacity,
@@ -156,10 +202,11 @@ def task_queue(agent_type: str, names: Names, profile: Profile, settings: Settin
             "x-queue-type": "quorum",
             "x-dead-letter-strategy": "at-least-once",
             "x-delivery-limit": settings.delivery_limit,
-            "x-consumer-timeout": int(settings.consumer_timeout * 1000),
         }
     else:
         arguments |= {"x-queue-type": "classic", "x-max-priority": CLASSIC_MAX_PRIORITY}
+    if carries_consumer_timeout(profile, version):
+        arguments["x-consumer-timeout"] = int(settings.consumer_timeout * 1000)
     return Queue(names.queue(agent_type), arguments)
 
 
@@ -193,8 +240,10 @@ def bindings(names: Names) -> tuple[Binding, ...]:
     )
 
 
-def topology(agent_types: Iterable[str], profile: Profile, settings: Settings) -> Topology:
-    """Everything that a worker with these agent types needs on the broker."""
+def topology(
+    agent_types: Iterable[str], profile: Profile, settings: Settings, version: str = "0.0"
+) -> Topology:
+    """Everything that a worker with these agent types needs on a broker of this version."""
     names = Names(settings.namespace)
     types = tuple(agent_types)
     return Topology(
@@ -202,7 +251,7 @@ def topology(agent_types: Iterable[str], profile: Profile, settings: Settings) -
         queues=(
             keeping_queue(names.dead, profile),
             keeping_queue(names.ageing, profile),
-            *(task_queue(agent_type, names, profile, settings) for agent_type in types),
+            *(task_queue(agent_type, names, profile, settings, version) for agent_type in types),
         ),
         bindings=(
             *bindings(names),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -27,6 +29,7 @@ from warren_schemas import (
     DISPATCH,
     REPLAY,
     REPUBLISHED,
+    TRACEPARENT,
     DeadLetterHeaders,
     Result,
     Task,
@@ -45,6 +48,10 @@ _FAILURE_RECORD = frozenset(str(field.alias) for field in DeadLetterHeaders.mode
 # RabbitMQ delivers a copy to each routing key in `CC` and `BCC` (sender-selected distribution): carried
 # along, a task would become more tasks each time that it is published again.
 _NOT_CARRIED_ALONG = _FAILURE_RECORD | {REPUBLISHED, "CC", "BCC"}
+# How a header of bytes, which JSON has not, stands in the store.
+_BYTES = "$bytes"
+_OWN_HEADERS = _FAILURE_RECORD | {ATTEMPTS, DISPATCH, REPLAY, REPUBLISHED}
+TRACEPARENT_LENGTH = 255  # characters; today's have 55, and a later version of the standard may have more
 _HAVE_COLUMNS = frozenset({ATTEMPTS, DISPATCH, REPLAY})
 
 
@@ -102,7 +109,8 @@ def carried_along(headers: Mapping[str, Any]) -> Headers:
     """The headers for a fresh publish of the same task.
 
     Without what the broker wrote (an `x-death` misroutes the message, and brokers before 4.0.1 drop it as a
-    cycle), without a failure record, and without the mark of an earlier second copy.
+    cycle), without a failure record, without the mark of an earlier second copy, and without further
+    recipients.
     """
     return sendable(
         {
@@ -199,7 +207,32 @@ def parcel_of(delivery: Delivery, task: Task) -> Parcel:
 def kept_headers(headers: Mapping[str, Any]) -> bytes:
     """Headers as JSON for the store, without those that it has columns for."""
     kept = {name: value for name, value in carried_along(headers).items() if name not in _HAVE_COLUMNS}
-    return to_json(kept, fallback=str, bytes_mode="base64", inf_nan_mode="null")
+    return to_json(_with_bytes_named(kept), fallback=str, inf_nan_mode="null")
+
+
+def _with_bytes_named(value: Any) -> Any:
+    match value:
+        case bytes() | bytearray():
+            return {_BYTES: b64encode(value).decode()}
+        case dict():
+            return {name: _with_bytes_named(inner) for name, inner in value.items()}
+        case list():
+            return [_with_bytes_named(inner) for inner in value]
+    return value
+
+
+def _with_bytes_back(value: Any) -> Any:
+    match value:
+        case {"$bytes": str(text)} if len(value) == 1:
+            try:
+                return bytearray(b64decode(text, validate=True))
+            except ValueError:  # a producer's own table with such a key
+                return value
+        case dict():
+            return {name: _with_bytes_back(inner) for name, inner in value.items()}
+        case list():
+            return [_with_bytes_back(inner) for inner in value]
+    return value
 
 
 def due_message(due: Due, names: Names, settings: Settings) -> Message:
@@ -207,7 +240,7 @@ def due_message(due: Due, names: Names, settings: Settings) -> Message:
 
     Raises pydantic.ValidationError when the body in the store is no task (any more).
     """
-    headers: Headers = from_json(due.parcel.headers)
+    headers: Headers = sendable(_with_bytes_back(from_json(due.parcel.headers)))
     if due.attempts:
         headers[ATTEMPTS] = due.attempts
     if due.life:
@@ -251,6 +284,16 @@ def dead_message(delivery: Delivery, dead: Dead, agent_type: str, names: Names, 
     )
 
 
+def lightened(message: Message) -> Message:
+    """The message without what a producer added to its headers, which do not fit into a frame."""
+    own = {
+        name: value
+        for name, value in message.headers.items()
+        if name in _OWN_HEADERS or (name == TRACEPARENT and len(str(value)) <= TRACEPARENT_LENGTH)
+    }
+    return replace(message, headers=own)
+
+
 def result_message(
     result: bytes,
     task_id: UUID,
@@ -286,13 +329,49 @@ def cancelled_body(task_id: UUID, attempts: int) -> bytes:
     return Result.model_validate(fields).model_dump_json().encode()
 
 
+def undelivered_body(task_id: UUID, attempts: int, problem: str) -> bytes:
+    """A dead `Result` as JSON, for a result that the broker does not carry.
+
+    The store says how the task itself ended. Nothing else than dead would tell the one who waits that
+    there is no result.
+    """
+    fields = {
+        "version": 1,
+        "task_id": task_id,
+        "status": "dead",
+        "attempts": attempts,
+        "error": {
+            "type": "MessageTooLarge",
+            "message": f"the task ended, but its result cannot be sent: {problem}",
+            "reason": "rejected",
+        },
+    }
+    return Result.model_validate(fields).model_dump_json().encode()
+
+
+def id_of_what_is_no_task(delivery: Delivery) -> UUID:
+    """The best guess at the task id of a message that is no task: its message id, or its correlation id.
+
+    Neither need be a UUID, but a result has to have one: the nil UUID (RFC 9562) says that it is unknown.
+    """
+    for text in (delivery.properties.message_id, delivery.properties.correlation_id):
+        with suppress(ValueError):
+            return UUID(text or "")
+    return UUID(int=0)
+
+
 def failed_body(task: Task, dead: Dead) -> bytes:
+    """A dead `Result` of a task as JSON."""
+    return dead_body(task.task_id, dead)
+
+
+def dead_body(task_id: UUID, dead: Dead) -> bytes:
     """A dead `Result` as JSON."""
     return (
         Result.model_validate(
             {
                 "version": 1,
-                "task_id": task.task_id,
+                "task_id": task_id,
                 "status": "dead",
                 "error": {
                     "type": dead.failure.error_type,

@@ -35,7 +35,7 @@ from warren.settings import Settings
 from warren.settle import Settler
 from warren.sharing import Sharing
 from warren.tally import Tally, Totals
-from warren.topology import Names, topology
+from warren.topology import Names, too_long_for, topology
 from warren.tracing import Tracing
 from warren.upkeep import Upkeep
 
@@ -70,6 +70,7 @@ class Worker:
         self._hurry = asyncio.Event()
         self._fleet: Fleet | None = None
         self._health: Health | None = None
+        self._is_warned = False
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -226,6 +227,13 @@ class Worker:
         for lane in self.lanes.values():
             lane.feed()
 
+    def _warn_of_the_long(self, connection: Connection) -> None:
+        for agent in self._app.agents.values():
+            timeout = agent.timeout or self.settings.task_timeout
+            problem = too_long_for(timeout, connection.profile, connection.version, self.settings)
+            if problem is not None:
+                log.warning("agent.too_long", agent_type=agent.agent_type, hint=problem)
+
     def _warn_of_immortals(self, agent: AgentSpec) -> None:
         retries = self.settings.retries if agent.retries is None else agent.retries
         if retries + 1 >= self.settings.breaker_fail_max:
@@ -291,7 +299,12 @@ class Worker:
     # -- topology and lanes ----------------------------------------------------------------------------
 
     async def _declare_on(self, connection: Connection) -> None:
-        await connection.declare(topology(self._app.agents, connection.profile, self.settings))
+        await connection.declare(
+            topology(self._app.agents, connection.profile, self.settings, connection.version)
+        )
+        if not self._is_warned:
+            self._is_warned = True
+            self._warn_of_the_long(connection)
 
     async def _declare(self) -> None:
         await self._declare_on(self._consuming)
