@@ -23,7 +23,7 @@ from pydantic_core import to_json
 from sqlalchemy import ARRAY, BigInteger, ColumnElement, Connection, and_, bindparam, func, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
-from warren.errors import StoreError
+from warren.errors import StoreUnavailable, StoreUnusable
 from warren.store import Store
 from warren.store_outbox import Parcel, body_of, waiting_row
 from warren.store_schema import SCHEDULED, fitting, tasks
@@ -166,7 +166,7 @@ class Admission:
     async def _answer(self, group: Sequence[_Request]) -> None:
         try:
             answers = iter(await self._admit([entry for request in group for entry in request.entries]))
-        except StoreError as error:
+        except (StoreUnavailable, StoreUnusable) as error:
             for request in group:
                 request.fail(error)
         except Exception as error:  # noqa: BLE001 - whoever asked for it is told

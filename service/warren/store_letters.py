@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import structlog
@@ -21,16 +21,6 @@ from warren.store_outbox import Parcel
 from warren.store_schema import DEAD, FINAL, tasks
 
 log = structlog.get_logger(__name__)
-
-LARGEST_INTEGER: Final = 2**31 - 1
-# Text columns and how much they hold; a letter may claim more.
-_TEXTS: Final = {
-    name: getattr(tasks.c[name].type, "length", None)
-    for name in (
-        "life", "agent_type", "user_id", "worker_id", "reason", "error_type", "error_message", "traceback",
-        "fingerprint", "reply_to", "correlation_id",
-    )
-}  # fmt: skip
 
 Change = Literal["new", "fill", "bury", "none"]
 
@@ -175,9 +165,9 @@ def _buried(letter: Letter, now: float) -> dict[str, Any]:
             "traceback", "fingerprint", "worker_id", "first_failed_at", "last_failed_at", "created_at",
         )
     }  # fmt: skip
-    return _fitting(record) | _columns(letter.parcel) | {
+    return record | _columns(letter.parcel) | {
         "status": DEAD,
-        "attempts": min(letter.attempts, LARGEST_INTEGER),
+        "attempts": letter.attempts,
         "crashes": 0,
         "result": None,
         "finished_at": min(letter.last_failed_at, now),
@@ -188,16 +178,4 @@ def _buried(letter: Letter, now: float) -> dict[str, Any]:
 
 
 def _columns(parcel: Parcel) -> dict[str, Any]:
-    return _fitting({name: getattr(parcel, name) for name in Parcel.__slots__})
-
-
-def _fitting(values: dict[str, Any]) -> dict[str, Any]:
-    """Text that a column takes: no NUL and no half of a character, which PostgreSQL refuses, and no more
-    than there is room for.
-    """
-    return {
-        name: value.replace("\0", "").encode("utf-8", "replace").decode()[: _TEXTS[name]]
-        if isinstance(value, str)
-        else value
-        for name, value in values.items()
-    }
+    return {name: getattr(parcel, name) for name in Parcel.__slots__}

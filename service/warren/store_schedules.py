@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any, Final, Literal, Protocol, TypeVar
 from uuid import UUID, uuid5
 
@@ -26,6 +25,7 @@ from warren.store import Store
 from warren.store_audit import Note
 from warren.store_outbox import Parcel, body_of, waiting_row
 from warren.store_schema import fitting, schedules, tasks
+from warren.times import moment
 from warren_schemas import AMQP_PRIORITY, Priority, Task
 
 log = structlog.get_logger(__name__)
@@ -265,7 +265,7 @@ class Schedules:
 
 def task_of(schedule: Schedule, tick: float) -> Task:
     """The task of one tick. Raises ValueError (pydantic.ValidationError) for what makes no task."""
-    at = datetime.fromtimestamp(tick, UTC)
+    at = moment(tick)
     return Task(
         version=1,
         task_id=uuid5(TICKS, f"{schedule.name} {at.isoformat()}"),
