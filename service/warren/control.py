@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from warren.bus import Connection, Message
 from warren.bus_delivery import Delivery
 from warren.bus_subscription import Subscription
-from warren.errors import StoreUnavailable
+from warren.errors import StoreRefused, StoreUnavailable
 from warren.lanes import Lane
 from warren.runs import Runs
 from warren.store_control import Board
@@ -82,7 +82,9 @@ class Control:
         """Carry out what the store says, again and again: commands may have been missed."""
         while True:
             await asyncio.sleep(REFRESH)
-            with suppress(StoreUnavailable):  # the ledger tells of it, and consumption is held meanwhile
+            with suppress(
+                StoreUnavailable, StoreRefused
+            ):  # the ledger tells of it, and consumption is held meanwhile
                 await self.catch_up()
 
     async def catch_up(self) -> None:

@@ -20,6 +20,23 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+class GrowingPause:
+    """Seconds until a loop goes on after a round that failed: doubled each time, up to a limit."""
+
+    def __init__(self, first: float, longest: float) -> None:
+        self._first, self._longest = first, longest
+        self._last = 0.0
+
+    def failed(self) -> float:
+        """The pause after one more failure."""
+        self._last = min(max(2 * self._last, self._first), self._longest)
+        return self._last
+
+    def worked(self) -> None:
+        """Begin with the first pause again."""
+        self._last = 0.0
+
+
 class Loops:
     """The background loops of one owner.
 

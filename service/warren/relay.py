@@ -11,7 +11,9 @@ from pydantic import ValidationError
 
 from warren.bus import Connection
 from warren.bus_publisher import Publisher
-from warren.errors import BrokerError, QueueFull, Unroutable
+from warren.errors import BrokerError, QueueFull, StoreRefused, Unroutable
+from warren.failure import message_of, what_does_not_fit
+from warren.loops import GrowingPause
 from warren.settings import Settings
 from warren.store_outbox import Due, Outbox
 from warren.topology import Names
@@ -23,8 +25,9 @@ BATCH: Final = 200  # tasks that are published at once
 POLL: Final = 0.4  # seconds between two looks: what is due leaves within a second
 FULL_PAUSE: Final = 1.0  # seconds that an agent type is left out after its queue was full
 UNROUTABLE_PAUSE: Final = 5.0  # … and after there was no queue for it
+LONGEST_PAUSE: Final = 60.0  # seconds between two looks while the store refuses them
 PAUSE: Final = 1.0  # seconds until a publish that failed otherwise is tried again
-DAMAGED_PAUSE: Final = 3600.0  # seconds until a body that cannot be read is complained about again
+DAMAGED_PAUSE: Final = 3600.0  # seconds until a row that cannot even be set aside is complained about again
 
 
 class Relay:
@@ -35,6 +38,7 @@ class Relay:
     ) -> None:
         self._outbox, self._publisher, self._connection = outbox, publisher, connection
         self._settings, self._names = settings, Names(settings.namespace)
+        self._trouble = GrowingPause(POLL, LONGEST_PAUSE)
         self._left_out: dict[str, float] = {}
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -44,10 +48,17 @@ class Relay:
         try:
             while not self._stopping.is_set():
                 await self._connection.ready()
-                due = await self._outbox.claim_due(BATCH, but_not=self._types_left_out())
-                await self._publish(due)
+                try:
+                    due = await self._outbox.claim_due(BATCH, but_not=self._types_left_out())
+                    await self._publish(due)
+                except StoreRefused as error:
+                    pause = self._trouble.failed()
+                    log.error("relay.failed", error=str(error), again_in_s=pause)
+                    await self._pause(pause)
+                    continue
+                self._trouble.worked()
                 if len(due) < BATCH:
-                    await self._pause()
+                    await self._pause(POLL)
         finally:
             self._stopped.set()
 
@@ -60,9 +71,9 @@ class Relay:
         except TimeoutError:
             log.warning("relay.abandoned", reason="what was under way is tried again when its lease is over")
 
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float) -> None:
         try:
-            async with asyncio.timeout(POLL):
+            async with asyncio.timeout(seconds):
                 await self._stopping.wait()
         except TimeoutError:
             return
@@ -88,7 +99,11 @@ class Relay:
     async def _publish_one(self, due: Due) -> float | None:
         """Publish one. None when it is confirmed, else the seconds until it is worth another try."""
         try:
-            await self._publisher.publish(due_message(due, self._names, self._settings))
+            message = due_message(due, self._names, self._settings)
+        except Exception as error:  # noqa: BLE001 - whatever is in the row, the others go on
+            return await self._set_aside(due, error)
+        try:
+            await self._publisher.publish(message)
         except QueueFull:
             return self._leave_out(due.agent_type, FULL_PAUSE)
         except Unroutable as error:
@@ -97,7 +112,14 @@ class Relay:
         except BrokerError as error:
             log.warning("relay.waits", task_id=str(due.task_id), error=str(error))
             return PAUSE
-        except ValidationError as error:
-            log.error("relay.damaged", task_id=str(due.task_id), error=str(error))
-            return DAMAGED_PAUSE
         return None
+
+    async def _set_aside(self, due: Due, error: Exception) -> float:
+        """A row that is no task is dead; should the store refuse that too, it waits."""
+        log.error("relay.damaged", task_id=str(due.task_id), error=str(error))
+        told = what_does_not_fit(error) if isinstance(error, ValidationError) else message_of(error)
+        try:
+            await self._outbox.set_aside(due, f"the row in the store cannot be published: {told}")
+        except StoreRefused as refused:
+            log.error("relay.refused", task_id=str(due.task_id), error=str(refused))
+        return DAMAGED_PAUSE

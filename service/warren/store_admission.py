@@ -25,6 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from warren.errors import StoreUnavailable, StoreUnusable
 from warren.store import Store
+from warren.store_columns import one_more
 from warren.store_outbox import Parcel, body_of, waiting_row
 from warren.store_schema import SCHEDULED, fitting, tasks
 from warren_schemas import AMQP_PRIORITY, Task
@@ -286,7 +287,7 @@ def _keep(connection: Connection, task_ids: Collection[UUID]) -> set[UUID]:
     if not task_ids:
         return set()
     still = and_(tasks.c.task_id.in_(task_ids), tasks.c.status == SCHEDULED, tasks.c.dispatch == 1)
-    kept = tasks.update().where(still).values(dispatch=tasks.c.dispatch + 1, leased_until=None)
+    kept = tasks.update().where(still).values(dispatch=one_more(tasks.c.dispatch), leased_until=None)
     return set(connection.execute(kept.returning(tasks.c.task_id)).scalars())
 
 

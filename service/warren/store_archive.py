@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import get_args
 from uuid import UUID
 
 from pydantic import JsonValue
@@ -15,7 +16,7 @@ from sqlalchemy import Connection, RowMapping, and_, delete, func, select
 from warren.store import Store
 from warren.store_schema import CANCELLED, DEAD, SUCCEEDED, attempts, steps, tasks
 from warren.times import moment, moment_or_none
-from warren_schemas import Result
+from warren_schemas import Reason, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,9 @@ class TaskRecord:
             error = {
                 "type": self.error_type or "",
                 "message": self.error_message or "",
-                "reason": self.reason,
+                "reason": self.reason if self.reason in get_args(Reason) else None,
             }
-        fields = {"version": 1, "task_id": self.task_id, "attempts": self.attempts}
+        fields = {"version": 1, "task_id": self.task_id, "attempts": max(self.attempts, 0)}
         if self.status == SUCCEEDED:
             return Result.model_validate(fields | {"status": self.status, "result": self.result})
         status = CANCELLED if self.status == CANCELLED else DEAD
