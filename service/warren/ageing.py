@@ -16,7 +16,7 @@ from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.errors import InvalidTask, MessageRefused, QueueFull, Unroutable
 from warren.failure import Failure
-from warren.loops import growing_pauses
+from warren.loops import GrowingPause
 from warren.outcome import Dead
 from warren.settings import Settings
 from warren.settle import Settler
@@ -140,12 +140,12 @@ class Ageing:
             priority=priority,
         )
         declared = False
-        pauses = growing_pauses(PAUSE, LONGEST_PAUSE)
+        pauses = GrowingPause(PAUSE, LONGEST_PAUSE)
         while True:
             try:
                 await self._settler.publish_patiently(message)
             except QueueFull:
-                await self._wait_for_room(next(pauses))
+                await self._wait_for_room(pauses.failed())
             except MessageRefused as error:
                 await self._bury(task, delivery, "rejected", str(error))
                 return

@@ -36,7 +36,7 @@ from warren.errors import (
     QueueFull,
     Unroutable,
 )
-from warren.loops import growing_pauses, is_cancelled
+from warren.loops import GrowingPause, is_cancelled
 from warren.settings import without_password
 from warren_schemas import REPUBLISHED
 
@@ -78,7 +78,7 @@ class Publisher:
         """
         limit = self._connection.settings.publish_timeout if timeout is None else timeout
         deadline = asyncio.get_running_loop().time() + limit
-        sent, is_suspect, pauses = False, False, growing_pauses(FIRST_PAUSE, LONGEST_PAUSE)
+        sent, is_suspect, pauses = False, False, GrowingPause(FIRST_PAUSE, LONGEST_PAUSE)
         async with self._alone(message.message_id), _noting(lambda: sent):
             while True:
                 channel = await self._open_channel(deadline, sent=sent, alone=is_suspect)
@@ -94,7 +94,7 @@ class Publisher:
                     if channel is not self._channel:
                         await _close(channel)
                 if sent:
-                    await self._wait(next(pauses), deadline)
+                    await self._wait(pauses.failed(), deadline)
                 sent = True
                 message = replace(message, headers={**message.headers, REPUBLISHED: True})
                 log.info("publish.again", message_id=message.message_id, exchange=message.exchange)

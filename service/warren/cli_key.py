@@ -17,6 +17,7 @@ from warren.errors import ConfigurationError, WarrenError
 from warren.store import Store
 from warren.store_audit import by_account
 from warren.store_keys import Key, Keys, Role
+from warren.times import moment
 
 cli = typer.Typer(
     help="Keys of the gateway: whoever has the secret of one comes in as its user.",
@@ -134,7 +135,7 @@ async def _revoke(store: Store, key_id: str) -> None:
 
 def _summary(key: Key) -> dict[str, Any]:
     times = {
-        name: at and datetime.fromtimestamp(at, UTC).isoformat()
+        name: at and moment(at).isoformat()
         for name, at in (
             ("created_at", key.created_at),
             ("expires_at", key.expires_at),
@@ -154,4 +155,4 @@ def _until(key: Key) -> str:
 
 
 def _shown(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}"
+    return f"{moment(at):%Y-%m-%d %H:%M:%S}"

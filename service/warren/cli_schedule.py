@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
 from typing import Annotated, Any, cast, get_args
 
 import typer
@@ -21,6 +20,7 @@ from warren.store import Store
 from warren.store_audit import by_account
 from warren.store_outbox import body_of
 from warren.store_schedules import Schedule, Schedules, task_of
+from warren.times import moment
 from warren_schemas import AGENT_TYPE_PATTERN, Priority
 
 cli = typer.Typer(
@@ -137,13 +137,13 @@ def _summary(schedule: Schedule) -> dict[str, Any]:
         "user_id": schedule.user_id,
         "priority": schedule.priority,
         "made_by": schedule.made_by,
-        "next_at": datetime.fromtimestamp(schedule.next_at, UTC).isoformat(),
-        "last_at": schedule.last_at and datetime.fromtimestamp(schedule.last_at, UTC).isoformat(),
+        "next_at": moment(schedule.next_at).isoformat(),
+        "last_at": schedule.last_at and moment(schedule.last_at).isoformat(),
     }
 
 
 def _shown(at: float | None) -> str:
-    return "" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}"
+    return "" if at is None else f"{moment(at):%Y-%m-%d %H:%M:%S}"
 
 
 @cli.command(epilog="Example: warren schedule remove nightly")

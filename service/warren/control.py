@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from warren.bus import Connection, Message
 from warren.bus_delivery import Delivery
 from warren.bus_subscription import Subscription
-from warren.errors import StoreUnavailable
+from warren.errors import StoreRefused, StoreUnavailable
 from warren.failure import what_does_not_fit
 from warren.lanes import Lane
 from warren.refusals import Refusals
@@ -98,7 +98,9 @@ class Control:
         """Carry out what the store says, again and again: commands may have been missed."""
         while True:
             await asyncio.sleep(REFRESH)
-            with suppress(StoreUnavailable):  # the ledger tells of it, and consumption is held meanwhile
+            with suppress(
+                StoreUnavailable, StoreRefused
+            ):  # the ledger tells of it, and consumption is held meanwhile
                 await self.catch_up()
 
     async def catch_up(self) -> None:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from warren.bus import Connection
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
+from warren.loops import GrowingPause
 from warren.store_ledger import Ledger
 from warren.store_letters import Letter, Letters
 from warren.store_outbox import Parcel
@@ -26,8 +27,8 @@ log = structlog.get_logger(__name__)
 
 PREFETCH: Final = 200  # letters beside the tasks of the worker: none of them runs
 BATCH_BYTES: Final = 8 * 1024 * 1024  # bodies in one transaction
-HELD: Final = 60.0  # seconds that a letter which the database refuses stays out of the way
-LONGEST_LIFE: Final = 36  # characters of a replay's id
+HELD: Final = 60.0  # seconds that a letter which the database refuses stays out of the way; doubles up to
+LONGEST_HELD: Final = 3600.0
 NO_TASK: Final = UUID("f1a6a0d0-6c1c-5e0a-9d53-6c9a7c0d7e11")  # namespace of ids for what has none
 
 
@@ -45,6 +46,7 @@ class Desk:
         self._consumer = Consumer(connection, names.dead, self._on_delivery, declare)
         self._arrived: list[Delivery] = []
         self._writing: asyncio.Task[None] | None = None
+        self._pauses: dict[str, GrowingPause] = {}
         self._held: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -104,14 +106,17 @@ class Desk:
                 await self._take_in([delivery])
             except Exception as error:  # noqa: BLE001 - it is logged, kept, and tried again later
                 message_id = delivery.properties.message_id
-                log.error("desk.refused", message_id=message_id, error=str(error), again_in_s=HELD)
-                held = asyncio.create_task(_give_back_later(delivery), name=f"dead letter {message_id}")
+                pause = self._pauses.setdefault(str(message_id), GrowingPause(HELD, LONGEST_HELD)).failed()
+                log.error("desk.refused", message_id=message_id, error=str(error), again_in_s=pause)
+                held = asyncio.create_task(
+                    _give_back_later(delivery, pause), name=f"dead letter {message_id}"
+                )
                 self._held.add(held)
                 held.add_done_callback(self._held.discard)
 
 
-async def _give_back_later(delivery: Delivery) -> None:
-    await asyncio.sleep(HELD)
+async def _give_back_later(delivery: Delivery, pause: float) -> None:
+    await asyncio.sleep(pause)
     await delivery.release()
 
 
@@ -127,7 +132,7 @@ def letter_of(delivery: Delivery) -> Letter:
     properties = delivery.properties
     return Letter(
         task_id=task.task_id if task else _id_of(delivery),
-        life=str(delivery.headers.get(REPLAY, ""))[:LONGEST_LIFE],
+        life=str(delivery.headers.get(REPLAY, "")),
         dispatch=dispatch_of(delivery.headers),
         agent_type=task.agent_type if task else delivery.routing_key,
         user_id=task.user_id if task else "default",

@@ -20,6 +20,7 @@ WarrenError
 ├── StoreError                what the store did or refused
 │   ├── StoreUnavailable      it does not answer now: worth waiting for
 │   │   └── StoreBusy         all connections of this process are in use
+│   ├── StoreRefused          it does not take what was to be written: another try changes nothing
 │   ├── StoreUnusable         it is damaged, read-only or of another schema version
 │   └── FenceLost             a newer run has taken this task over: stop
 ├── IdempotencyConflict       an idempotency key was used before, for another agent type or payload
@@ -35,6 +36,8 @@ WarrenError
 """
 
 from __future__ import annotations
+
+import math
 
 
 class WarrenError(Exception):
@@ -142,6 +145,10 @@ class StoreUnusable(StoreError):
     """The store is damaged, read-only, or of a schema version that is not ours: somebody has to act."""
 
 
+class StoreRefused(StoreError):
+    """The store does not take what was to be written. Another try changes nothing."""
+
+
 class FenceLost(StoreError):
     """A newer run has taken the task over. Whatever this run still writes changes nothing: stop."""
 
@@ -200,10 +207,17 @@ class Reject(WarrenError):
 
 
 class RetryAfter(WarrenError):
-    """Raise it in an agent to have the task run again after `seconds`. It counts as an attempt."""
+    """Raise it in an agent to have the task run again after `seconds`. It counts as an attempt.
+
+    A time beyond the year 9999 is kept as the end of that year. Raises ValueError for seconds that are
+    negative, infinite or no number: in an agent that is a failure like any other.
+    """
 
     def __init__(self, seconds: float, reason: str = "") -> None:
-        if not seconds >= 0:
-            raise ValueError(f"RetryAfter takes seconds of zero or more, not {seconds!r}")
-        self.seconds = float(seconds)
+        try:
+            self.seconds = float(seconds)
+        except (TypeError, ValueError, OverflowError):
+            self.seconds = math.nan
+        if not 0 <= self.seconds < math.inf:
+            raise ValueError(f"RetryAfter takes a finite number of seconds, zero or more, not {seconds!r}")
         super().__init__(reason or f"asked to be run again in {self.seconds:g} s")

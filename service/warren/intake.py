@@ -16,18 +16,18 @@ import structlog
 from warren.bus_delivery import Delivery
 from warren.bus_freight import Freight, weight
 from warren.context import Context
-from warren.errors import InvalidTask
+from warren.errors import InvalidTask, StoreRefused
 from warren.execution import Execution
 from warren.failure import Failure
 from warren.lanes import Lane, Slots
 from warren.memory import Memory
-from warren.outcome import SHUTDOWN, Cancelled, Dead, Outcome, Released, Succeeded
+from warren.outcome import SHUTDOWN, Cancelled, Dead, Outcome, Released, Succeeded, Superseded
 from warren.pool import Pool
-from warren.records import begun
+from warren.records import begun, unwritable
 from warren.runs import Run, Runs
 from warren.settings import Settings
 from warren.settle import Settler
-from warren.store_ledger import Entry, Ledger
+from warren.store_ledger import Entry, Ledger, Verdict
 from warren.takeover import Takeover
 from warren.tally import Tally
 from warren.topology import Names
@@ -171,19 +171,34 @@ class Intake:
         outcome: Succeeded,
         deliveries: Sequence[Delivery],
         lane: Lane,
-        counts: bool,  # noqa: FBT001 - a callback's signature
+        verdict: Verdict,
     ) -> None:
-        if counts:
+        if verdict is Verdict.COUNTS:
             self._tally.of(lane.spec.agent_type).totals.count(outcome)
             self._runs.finish(key, outcome)
             self._runs.committed(key)
         else:
-            self._start(self._step_back(key, deliveries, lane), lane)
+            otherwise = self._set_aside if verdict is Verdict.REFUSED else self._step_back
+            self._start(self._after_commit(key, deliveries, lane, otherwise(key, deliveries)), lane)
 
-    async def _step_back(self, key: Key, deliveries: Sequence[Delivery], lane: Lane) -> None:
+    async def _step_back(self, key: Key, deliveries: Sequence[Delivery]) -> Outcome:
+        await self._settler.step_back(key.task_id, deliveries)
+        return Superseded()
+
+    async def _set_aside(self, key: Key, deliveries: Sequence[Delivery]) -> Outcome:
+        """The store did not take a success: the task is dead instead."""
+        task = decode(deliveries[0], self._settings)
+        error = StoreRefused("the store does not take the result: the worker's log says why")
+        dead = unwritable(attempts_of(deliveries[0].headers), error)
+        outcome = await self._settler.settle(task, dead, deliveries, run=begun(task, key, self._worker_id))
+        self._runs.finish(key, outcome)
+        return outcome
+
+    async def _after_commit(
+        self, key: Key, deliveries: Sequence[Delivery], lane: Lane, settling: Coroutine[Any, Any, Outcome]
+    ) -> None:
         try:
-            await self._settler.step_back(key.task_id, deliveries)
-            self._tally.of(lane.spec.agent_type).totals.superseded += 1
+            self._tally.of(lane.spec.agent_type).totals.count(await settling)
         except Exception:
             log.exception("worker.failed", agent_type=lane.spec.agent_type)
             await self._give_back(deliveries)
@@ -194,7 +209,7 @@ class Intake:
         assert run.outcome is not None
         if run.is_cancelled and isinstance(run.outcome, Released):
             run.outcome = Cancelled(run.outcome.attempts)
-        record = None if run.is_recorded else run.memory.run
+        record = None if run.is_recorded or run.is_foreign else run.memory.run
         outcome = await self._settler.settle(
             run.task, run.outcome, run.deliveries, lane.consumer.paused, record, has_row=run.memory.has_row
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from typing import Any, Self
 
 import structlog
@@ -20,12 +20,21 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def growing_pauses(first: float, longest: float) -> Iterator[float]:
-    """Seconds to wait between attempts: twice as long each time, up to `longest`, without an end."""
-    pause = first
-    while True:
-        yield pause
-        pause = min(pause * 2, longest)
+class GrowingPause:
+    """Seconds until a loop goes on after a round that failed: doubled each time, up to a limit."""
+
+    def __init__(self, first: float, longest: float) -> None:
+        self._first, self._longest = first, longest
+        self._last = 0.0
+
+    def failed(self) -> float:
+        """The pause after one more failure."""
+        self._last = min(max(2 * self._last, self._first), self._longest)
+        return self._last
+
+    def worked(self) -> None:
+        """Begin with the first pause again."""
+        self._last = 0.0
 
 
 class Loops:

@@ -11,6 +11,7 @@ from typing import Any, Final, ParamSpec
 from pydantic_core import from_json, to_json
 
 from warren.errors import StepError
+from warren.store_columns import clean
 from warren.store_ledger import Claim, Entry, Ledger
 
 P = ParamSpec("P")
@@ -37,7 +38,7 @@ class Memory:
 
     def take_over(self, claim: Claim) -> None:
         """Go on with the fence of the claim, from what earlier runs have remembered."""
-        self.run = replace(self.run, fence=claim.fence)
+        self.run = replace(self.run, fence=claim.fence, life=claim.life)
         self.has_row = True
         self._steps, self._state = dict(claim.steps), claim.checkpoint
 
@@ -53,6 +54,8 @@ class Memory:
         """
         if not 0 < len(name) <= NAME_LENGTH:
             raise StepError(f"a step's name has 1 to {NAME_LENGTH} characters, not {len(name)}")
+        if name != clean(name):
+            raise StepError(f"the step's name {name!r} holds NUL or half a character: leave that out")
         if name in self._used:
             raise StepError(f"the step {name!r} was used twice in one run: each needs a name of its own")
         self._used.add(name)

@@ -7,11 +7,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from warren.errors import StoreRefused
 from warren.failure import Failure
 from warren.outcome import Cancelled, Dead, Outcome, RetryLater, Succeeded
 from warren.store_ledger import Entry
 from warren.store_outbox import Setback
 from warren.store_schema import LARGEST, SUCCEEDED, fitting, tasks
+from warren.times import moment
 from warren.wire import Key
 from warren_schemas import Task
 
@@ -58,6 +60,12 @@ def ended(run: Entry, outcome: Succeeded | Dead) -> Entry:
     )
 
 
+def unwritable(attempts: int, error: StoreRefused) -> Dead:
+    """The end of a task that the store does not take as it is."""
+    now = datetime.now(UTC)
+    return Dead("invalid", Failure.told("StoreRefused", str(error)), attempts, now, now)
+
+
 def setback(later: RetryLater) -> Setback | None:
     """The failure after which a task waits, or None for one that was not due."""
     failure, first, last = later.failure, later.first_failed_at, later.last_failed_at
@@ -90,6 +98,6 @@ def kept(row: Mapping[str, Any]) -> Outcome:
             row["fingerprint"] or "",
         ),
         attempts=row["attempts"],
-        first_failed_at=datetime.fromtimestamp(row["first_failed_at"] or last, UTC),
-        last_failed_at=datetime.fromtimestamp(last, UTC),
+        first_failed_at=moment(row["first_failed_at"] or last),
+        last_failed_at=moment(last),
     )

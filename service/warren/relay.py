@@ -11,13 +11,16 @@ from pydantic import ValidationError
 
 from warren.bus import Connection
 from warren.bus_publisher import Publisher
-from warren.errors import BrokerError, MessageRefused, PublishError, QueueFull, Unroutable
-from warren.failure import Failure
+from warren.errors import BrokerError, MessageRefused, QueueFull, StoreRefused, Unroutable
+from warren.failure import Failure, message_of, what_does_not_fit
+from warren.loops import GrowingPause
+from warren.replies import Replies
 from warren.settings import Settings
 from warren.settle import publish_lightly
 from warren.store_outbox import Due, Outbox
 from warren.topology import Names
 from warren.wire import due_message, result_message, undelivered_body
+from warren_schemas import Reason
 
 log = structlog.get_logger(__name__)
 
@@ -25,8 +28,9 @@ BATCH: Final = 200  # tasks that are published at once
 POLL: Final = 0.4  # seconds between two looks: what is due leaves within a second
 FULL_PAUSE: Final = 1.0  # seconds that an agent type is left out after its queue was full
 UNROUTABLE_PAUSE: Final = 5.0  # … and after there was no queue for it
+LONGEST_PAUSE: Final = 60.0  # seconds between two looks while the store refuses them
 PAUSE: Final = 1.0  # seconds until a publish that failed otherwise is tried again
-DAMAGED_PAUSE: Final = 3600.0  # seconds until a body that cannot be read is complained about again
+DAMAGED_PAUSE: Final = 3600.0  # seconds until a row that cannot even be set aside is complained about again
 
 
 class Relay:
@@ -37,6 +41,8 @@ class Relay:
     ) -> None:
         self._outbox, self._publisher, self._connection = outbox, publisher, connection
         self._settings, self._names = settings, Names(settings.namespace)
+        self._replies = Replies(settings)
+        self._trouble = GrowingPause(POLL, LONGEST_PAUSE)
         self._left_out: dict[str, float] = {}
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -46,10 +52,17 @@ class Relay:
         try:
             while not self._stopping.is_set():
                 await self._connection.ready()
-                due = await self._outbox.claim_due(BATCH, but_not=self._types_left_out())
-                await self._publish(due)
+                try:
+                    due = await self._outbox.claim_due(BATCH, but_not=self._types_left_out())
+                    await self._publish(due)
+                except StoreRefused as error:
+                    pause = self._trouble.failed()
+                    log.error("relay.failed", error=str(error), again_in_s=pause)
+                    await self._pause(pause)
+                    continue
+                self._trouble.worked()
                 if len(due) < BATCH:
-                    await self._pause()
+                    await self._pause(POLL)
         finally:
             self._stopped.set()
 
@@ -62,9 +75,9 @@ class Relay:
         except TimeoutError:
             log.warning("relay.abandoned", reason="what was under way is tried again when its lease is over")
 
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float) -> None:
         try:
-            async with asyncio.timeout(POLL):
+            async with asyncio.timeout(seconds):
                 await self._stopping.wait()
         except TimeoutError:
             return
@@ -90,31 +103,50 @@ class Relay:
     async def _publish_one(self, due: Due) -> float | None:
         """Publish one. None when it is confirmed, else the seconds until it is worth another try."""
         try:
-            await publish_lightly(self._publisher, due_message(due, self._names, self._settings))
+            message = due_message(due, self._names, self._settings)
+        except Exception as error:  # noqa: BLE001 - whatever is in the row, the others go on
+            return await self._set_aside(due, "invalid", _damage(error))
+        try:
+            await publish_lightly(self._publisher, message)
         except QueueFull:
             return self._leave_out(due.agent_type, FULL_PAUSE)
         except Unroutable as error:
             log.warning("relay.unroutable", task_id=str(due.task_id), error=str(error))
             return self._leave_out(due.agent_type, UNROUTABLE_PAUSE)
         except MessageRefused as error:
-            log.error("relay.refused", task_id=str(due.task_id), error=str(error))
-            await self._set_aside(due, error)
-            return None
+            return await self._set_aside(due, "rejected", Failure.told(type(error).__name__, str(error)))
         except BrokerError as error:
             log.warning("relay.waits", task_id=str(due.task_id), error=str(error))
             return PAUSE
-        except ValidationError as error:
-            log.error("relay.damaged", task_id=str(due.task_id), error=str(error))
-            return DAMAGED_PAUSE
         return None
 
-    async def _set_aside(self, due: Due, refusal: MessageRefused) -> None:
-        """End a task that the broker never takes: dead, in the store alone, and its producer is answered."""
-        await self._outbox.set_aside(due, Failure.told(type(refusal).__name__, str(refusal)))
-        if due.parcel.reply_to:
-            body = undelivered_body(due.task_id, due.attempts, str(refusal))
-            answer = result_message(body, due.task_id, due.parcel.reply_to, due.parcel.correlation_id)
-            try:
-                await self._publisher.publish(answer)
-            except PublishError as error:
-                log.warning("result.unwanted", task_id=str(due.task_id), error=str(error))
+    async def _set_aside(self, due: Due, reason: Reason, failure: Failure) -> float:
+        """End a task that can never be published: it is dead, and its producer is answered.
+
+        Should the store refuse that too, the row waits.
+        """
+        log.error("relay.set_aside", task_id=str(due.task_id), reason=reason, error=failure.message)
+        try:
+            await self._outbox.set_aside(due, reason, failure)
+        except StoreRefused as refused:
+            log.error("relay.refused", task_id=str(due.task_id), error=str(refused))
+        else:
+            await self._answer(due, failure)
+        return DAMAGED_PAUSE
+
+    async def _answer(self, due: Due, failure: Failure) -> None:
+        reply_to = due.parcel.reply_to
+        if not reply_to or not self._replies.allow(reply_to):
+            return
+        body = undelivered_body(due.task_id, due.attempts, failure.message)
+        try:
+            await self._publisher.publish(
+                result_message(body, due.task_id, reply_to, due.parcel.correlation_id)
+            )
+        except BrokerError as error:
+            log.warning("result.unwanted", task_id=str(due.task_id), error=str(error))
+
+
+def _damage(error: Exception) -> Failure:
+    told = what_does_not_fit(error) if isinstance(error, ValidationError) else message_of(error)
+    return Failure.told("DamagedRow", f"the row in the store cannot be published: {told}")

@@ -10,11 +10,14 @@ from typing import Final
 import structlog
 
 from warren.agents import AgentSpec
+from warren.errors import StoreRefused
+from warren.loops import GrowingPause
 from warren.store_schedules import Schedules
 
 log = structlog.get_logger(__name__)
 
 ROUND: Final = 0.5  # seconds
+LONGEST_PAUSE: Final = 60.0  # seconds between two rounds while the store refuses them
 
 
 class Scheduler:
@@ -29,16 +32,32 @@ class Scheduler:
 
     async def run(self) -> None:
         """Make the agents' schedules what their code says, then fire what is due, for ever."""
-        await self._schedules.adopt(
-            self._every, {name: every for name, every in self._every.items() if every is not None}
-        )
+        trouble, adopted = GrowingPause(ROUND, LONGEST_PAUSE), False
         while True:
-            while fired := await self._schedules.fire():
-                for one in fired:
-                    log.debug("schedule.fired", schedule=one.name, task_id=str(one.task_id))
+            try:
+                if not adopted:
+                    await self._adopt()
+                    adopted = True
+                await self._fire()
+            except StoreRefused as error:
+                pause = trouble.failed()
+                log.error("scheduler.failed", error=str(error), again_in_s=pause)
+                await asyncio.sleep(pause)
+                continue
+            trouble.worked()
             # Rounds begin on the half seconds of the clock, for that is where the ticks are. Never longer: a
             # clock that jumps is noticed in the next round.
             await asyncio.sleep(ROUND - time.time() % ROUND)
+
+    async def _adopt(self) -> None:
+        await self._schedules.adopt(
+            self._every, {name: every for name, every in self._every.items() if every is not None}
+        )
+
+    async def _fire(self) -> None:
+        while fired := await self._schedules.fire():
+            for one in fired:
+                log.debug("schedule.fired", schedule=one.name, task_id=str(one.task_id))
 
 
 def warn_of_the_unscheduled(agents: Iterable[AgentSpec]) -> None:

@@ -24,10 +24,11 @@ from warren.errors import (
     MessageRefused,
     PublishTimeout,
     QueueFull,
+    StoreRefused,
     Unroutable,
 )
 from warren.events import Events
-from warren.loops import growing_pauses
+from warren.loops import GrowingPause
 from warren.outcome import (
     BREAKER_OPEN,
     Cancelled,
@@ -39,10 +40,10 @@ from warren.outcome import (
     Succeeded,
     Superseded,
 )
-from warren.records import ended, setback
+from warren.records import ended, setback, unwritable
 from warren.replies import Replies
 from warren.settings import Settings
-from warren.store_ledger import Entry, Ledger
+from warren.store_ledger import Entry, Ledger, Verdict
 from warren.store_outbox import Outbox
 from warren.topology import Names
 from warren.tracing import Tracing, carried_context
@@ -155,20 +156,22 @@ class Settler:
         )
 
     def settle_in_a_group(
-        self, run: Entry, outcome: Succeeded, deliveries: Sequence[Delivery], then: Callable[[bool], None]
+        self, run: Entry, outcome: Succeeded, deliveries: Sequence[Delivery], then: Callable[[Verdict], None]
     ) -> None:
-        """Settle what waits for the ledger alone, as soon as its group is durable: `then(counts)` is told.
+        """Settle what waits for the ledger alone, as soon as its group is durable: `then(verdict)` is told.
 
-        A run that was overtaken does not count, and is still to step back.
+        A run that was overtaken is still to step back, and an end that was refused is to be set aside.
         """
         assert self._ledger is not None
         self._ledger.finish_then(ended(run, outcome), partial(self._written, deliveries, then))
 
-    def _written(self, deliveries: Sequence[Delivery], then: Callable[[bool], None], counts: bool) -> None:  # noqa: FBT001 - a callback's signature
-        if counts:
+    def _written(
+        self, deliveries: Sequence[Delivery], then: Callable[[Verdict], None], verdict: Verdict
+    ) -> None:
+        if verdict is Verdict.COUNTS:
             for delivery in deliveries:
                 delivery.ack()
-        then(counts)
+        then(verdict)
 
     async def step_back(self, task_id: UUID, deliveries: Sequence[Delivery]) -> None:
         """The task is somebody else's now. That we can say so means that our worker lives.
@@ -229,9 +232,11 @@ class Settler:
             return outcome
         match outcome:
             case Succeeded() | Dead():
-                return outcome if await self._ledger.finish(ended(run, outcome)) else Superseded()
+                return await self._end(run, outcome)
             case RetryLater():
                 return await self._postpone(run, task, outcome, deliveries[-1])
+            case Cancelled():
+                return outcome if await self._ledger.cancel(run) else Superseded()
             case Released() if has_row or not deliveries[-1].counted:
                 # Without a row that says so, whoever gets it next would take it for one whose worker died:
                 # classic queues cannot tell, quorum queues never forget, and a row would say that it runs.
@@ -241,6 +246,24 @@ class Settler:
                     return Superseded()
         return outcome
 
+    async def _end(self, run: Entry, outcome: Succeeded | Dead) -> Outcome:
+        assert self._ledger is not None
+        try:
+            return outcome if await self._ledger.finish(ended(run, outcome)) else Superseded()
+        except StoreRefused as error:
+            return await self.set_aside(run, outcome.attempts, error)
+
+    async def set_aside(self, run: Entry, attempts: int, error: StoreRefused) -> Dead | Superseded:
+        """What becomes of a task whose end the store does not take: it is dead, and its row says so, if the
+        store takes that.
+        """
+        assert self._ledger is not None
+        dead = unwritable(attempts, error)
+        try:
+            return dead if await self._ledger.finish(ended(run, dead)) else Superseded()
+        except StoreRefused:
+            return dead
+
     async def _postpone(self, run: Entry, task: Task, later: RetryLater, delivery: Delivery) -> Outcome:
         assert self._outbox is not None
         parcel = parcel_of(delivery, task)
@@ -248,6 +271,8 @@ class Settler:
             await self._outbox.postpone(run, later.due_at, later.attempts, parcel, setback(later))
         except FenceLost:
             return Superseded()
+        except StoreRefused as error:
+            return await self.set_aside(run, later.attempts, error)
         return later
 
     async def _wait(self, paused: Callable[[], Awaitable[None]]) -> None:
@@ -351,7 +376,7 @@ class Settler:
 
         Raises QueueFull and MessageRefused.
         """
-        pauses = growing_pauses(PAUSE, LONGEST_PAUSE)
+        pauses = GrowingPause(PAUSE, LONGEST_PAUSE)
         while True:
             try:
                 return await self.publish_patiently(message)
@@ -361,7 +386,7 @@ class Settler:
                 await self._declare()
             except BrokerError as error:
                 log.warning("declare.waits", error=str(error))
-            await asyncio.sleep(next(pauses))
+            await asyncio.sleep(pauses.failed())
 
     async def publish_patiently(self, message: Message, *, unless: type[BrokerError] = QueueFull) -> None:
         """Publish, waiting for a broker that is away, blocked or refuses us for the time being.
@@ -369,7 +394,7 @@ class Settler:
         Headers of a producer that do not fit are left out. Raises QueueFull, Unroutable, MessageRefused, and
         the error that `unless` names.
         """
-        pauses = growing_pauses(PAUSE, LONGEST_PAUSE)
+        pauses = GrowingPause(PAUSE, LONGEST_PAUSE)
         while True:
             try:
                 return await publish_lightly(self._publisher, message)
@@ -379,4 +404,4 @@ class Settler:
                 log.warning("publish.waits", message_id=message.message_id, error=str(error))
                 if isinstance(error, PublishTimeout):
                     message = replace(message, headers={**message.headers, REPUBLISHED: True})
-            await asyncio.sleep(next(pauses))
+            await asyncio.sleep(pauses.failed())

@@ -16,10 +16,16 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from warren.errors import ConfigurationError, StoreBusy, StoreUnavailable, StoreUnusable
+from warren.errors import (
+    ConfigurationError,
+    StoreBusy,
+    StoreRefused,
+    StoreUnavailable,
+    StoreUnusable,
+)
 from warren.settings import Settings, state_folder, without_password
 from warren.store_databases import PostgresqlServer, SqliteFile
 
@@ -30,6 +36,9 @@ T = TypeVar("T")
 PASSING_CLASSES: Final = {"08", "40", "53", "57"}
 # What comes and goes by itself: a server that restarts, a network, a full disk, a lock.
 PASSING: Final = (OperationalError, InterfaceError, OSError, sqlite3.OperationalError)
+
+# What drivers raise before they ask the database, for numbers and texts that they cannot encode.
+UNFIT: Final = (OverflowError, UnicodeError)
 
 
 def default_url() -> str:
@@ -74,8 +83,8 @@ class Store:
     async def run(self, act: Callable[[Connection], T]) -> T:
         """Run `act` in a transaction of its own: committed when it returns, rolled back when it raises.
 
-        On SQLite it is carried through even when this is cancelled. Raises StoreUnavailable or StoreUnusable
-        for what the database raises.
+        On SQLite it is carried through even when this is cancelled. What the database raises becomes
+        StoreUnavailable (it is away), StoreUnusable (it is damaged) or StoreRefused (it does not take this).
         """
         with self._translating():
             return await self._database.run(act)
@@ -102,12 +111,14 @@ class Store:
     def _translating(self) -> Iterator[None]:
         try:
             yield
-        except (DBAPIError, PoolTimeout, sqlite3.Error, OSError) as error:
+        except (StatementError, PoolTimeout, sqlite3.Error, OSError, *UNFIT) as error:
             raise self._translated(error) from error
 
     def _translated(self, error: Exception) -> Exception:
-        cause = error.orig if isinstance(error, DBAPIError) else error
+        cause = error.orig if isinstance(error, StatementError) and error.orig else error
         text = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        if _is_about_a_value(cause):  # first of all: the text may hold the value
+            return StoreRefused(f"the store {self.url} does not take a value: {text}")
         if "readonly" in text or "read-only" in text:
             return StoreUnusable(f"the store {self.url} is read-only: {text}")
         if isinstance(cause, sqlite3.DatabaseError) and ("malformed" in text or "not a database" in text):
@@ -121,7 +132,12 @@ class Store:
             return StoreUnavailable(f"the store {self.url} cannot be used now: {text}")
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return StoreUnavailable(f"the store {self.url} closed the connection: {text}")
-        return error
+        return StoreRefused(f"the store {self.url} refuses: {text}")
+
+
+def _is_about_a_value(cause: BaseException) -> bool:
+    """Whether the driver itself refuses a value. asyncpg calls that an error of its interface."""
+    return isinstance(cause, UNFIT) or isinstance(cause.__cause__, ValueError)
 
 
 def _parsed(url: str) -> URL:

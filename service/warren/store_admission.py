@@ -23,8 +23,9 @@ from pydantic_core import to_json
 from sqlalchemy import ARRAY, BigInteger, ColumnElement, Connection, and_, bindparam, func, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
-from warren.errors import StoreError
+from warren.errors import StoreUnavailable, StoreUnusable
 from warren.store import Store
+from warren.store_columns import one_more
 from warren.store_outbox import Parcel, body_of, waiting_row
 from warren.store_requests import FirstRequest
 from warren.store_schema import SCHEDULED, fitting, tasks
@@ -198,7 +199,7 @@ class Admission:
     async def _answer(self, group: Sequence[_Request]) -> None:
         try:
             answers = iter(await self._admit([entry for request in group for entry in request.entries]))
-        except StoreError as error:
+        except (StoreUnavailable, StoreUnusable) as error:
             for request in group:
                 request.fail(error)
         except Exception as error:  # noqa: BLE001 - whoever asked for it is told
@@ -318,7 +319,7 @@ def _keep(connection: Connection, task_ids: Collection[UUID]) -> set[UUID]:
     if not task_ids:
         return set()
     still = and_(tasks.c.task_id.in_(task_ids), tasks.c.status == SCHEDULED, tasks.c.dispatch == 1)
-    kept = tasks.update().where(still).values(dispatch=tasks.c.dispatch + 1, leased_until=None)
+    kept = tasks.update().where(still).values(dispatch=one_more(tasks.c.dispatch), leased_until=None)
     return set(connection.execute(kept.returning(tasks.c.task_id)).scalars())
 
 

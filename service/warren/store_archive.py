@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
+from typing import get_args
 from uuid import UUID
 
 from pydantic import JsonValue
@@ -14,7 +15,8 @@ from sqlalchemy import Connection, RowMapping, and_, delete, func, select
 
 from warren.store import Store
 from warren.store_schema import CANCELLED, DEAD, SUCCEEDED, attempts, steps, tasks
-from warren_schemas import Result
+from warren.times import moment, moment_or_none
+from warren_schemas import Reason, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +73,9 @@ class TaskRecord:
             error = {
                 "type": self.error_type or "",
                 "message": self.error_message or "",
-                "reason": self.reason,
+                "reason": self.reason if self.reason in get_args(Reason) else None,
             }
-        fields = {"version": 1, "task_id": self.task_id, "attempts": self.attempts}
+        fields = {"version": 1, "task_id": self.task_id, "attempts": max(self.attempts, 0)}
         if self.status == SUCCEEDED:
             return Result.model_validate(fields | {"status": self.status, "result": self.result})
         status = CANCELLED if self.status == CANCELLED else DEAD
@@ -156,13 +158,13 @@ def _record(row: RowMapping, failed: Sequence[RowMapping], remembered: Sequence[
         error_message=row["error_message"],
         traceback=row["traceback"],
         checkpoint=_json(row["checkpoint"]),
-        updated_at=_time(row["updated_at"]),
-        finished_at=_time(row["finished_at"]) if row["finished_at"] else None,
-        due_at=_time(row["due_at"]) if row["due_at"] else None,
+        updated_at=moment(row["updated_at"]),
+        finished_at=moment_or_none(row["finished_at"]),
+        due_at=moment_or_none(row["due_at"]),
         failed_attempts=[
             Attempt(
                 one["number"],
-                _time(one["failed_at"]),
+                moment(one["failed_at"]),
                 one["error_type"],
                 one["error_message"],
                 one["worker_id"],
@@ -170,7 +172,7 @@ def _record(row: RowMapping, failed: Sequence[RowMapping], remembered: Sequence[
             for one in failed
         ],
         steps=[
-            Step(one["name"], _json(one["value"]), one["worker_id"], _time(one["at"])) for one in remembered
+            Step(one["name"], _json(one["value"]), one["worker_id"], moment(one["at"])) for one in remembered
         ],
     )
 
@@ -178,7 +180,3 @@ def _record(row: RowMapping, failed: Sequence[RowMapping], remembered: Sequence[
 def _json(raw: bytes | None) -> JsonValue:
     value: JsonValue = None if raw is None else from_json(raw)
     return value
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

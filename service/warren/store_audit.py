@@ -6,6 +6,7 @@ without a deed.
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import time
@@ -40,7 +41,7 @@ class Note:
             "user_id": fitting(self.user_id, audit.c.user_id),
             "action": fitting(self.action, audit.c.action),
             "subject": fitting(subject, audit.c.subject),
-            "details": to_json(self.details),
+            "details": _json(self.details),
         }
         connection.execute(audit.insert().values(new))
 
@@ -92,6 +93,14 @@ class Audit:
         """Delete rows that were written more than so many seconds ago. Returns how many."""
         old = audit.delete().where(audit.c.at < time.time() - older_than)
         return await self._store.run(lambda connection: connection.execute(old).rowcount)
+
+
+def _json(details: JsonValue) -> bytes:
+    """As JSON; half a character, as in an argument that is not UTF-8, becomes a question mark."""
+    try:
+        return to_json(details)
+    except ValueError:
+        return json.dumps(details, ensure_ascii=False).encode(errors="replace")
 
 
 def _row(row: RowMapping) -> AuditRow:

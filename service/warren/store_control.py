@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from warren.store import Store
 from warren.store_audit import Note
+from warren.store_columns import one_more
 from warren.store_schema import CANCELLED, FINAL, pauses, tasks
 
 
@@ -75,7 +76,7 @@ class Board:
         connection.execute(
             tasks.update()
             .where(tasks.c.task_id == task_id)
-            .values(status=CANCELLED, fence=tasks.c.fence + 1, **values)
+            .values(status=CANCELLED, fence=one_more(tasks.c.fence), **values)
         )
 
     async def cancelled_since(self, moment: float) -> list[tuple[UUID, float]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func
 from warren.store import Store
 from warren.store_audit import Note
 from warren.store_schema import DEAD, DISCARDED, fitting, tasks
+from warren.times import moment, moment_or_none
 from warren_schemas import Reason
 
 IS_DEAD: Final = tasks.c.status == literal_column(f"'{DEAD}'")
@@ -300,8 +301,8 @@ def _group(connection: Connection, parts: Sequence[RowMapping]) -> Group:
     return Group(
         fingerprint=newest["fingerprint"],
         count=sum(row["count"] for row in parts),
-        first_seen=_time(min(row["first"] for row in parts)),
-        last_seen=_time(newest["last"]),
+        first_seen=moment(min(row["first"] for row in parts)),
+        last_seen=moment(newest["last"]),
         agent_types=sorted(row["agent_type"] for row in parts),
         sample=None if sample is None else _dead_task(sample),
     )
@@ -331,9 +332,9 @@ _EVERYTHING: Final = (
 def _summary(row: RowMapping) -> dict[str, Any]:
     return {name: row[name] for name in _PLAIN} | {
         "error_message": row["error_message"] or "",
-        "first_failed_at": _time(row["first_failed_at"]),
-        "last_failed_at": _time(row["last_failed_at"]),
-        "died_at": _time(row["finished_at"]),
+        "first_failed_at": moment_or_none(row["first_failed_at"]),
+        "last_failed_at": moment_or_none(row["last_failed_at"]),
+        "died_at": moment(row["finished_at"]),
         "replay_id": row["life"] or None,
         "can_be_replayed": row["has_body"],
     }
@@ -345,9 +346,7 @@ def _dead_task(row: RowMapping) -> DeadTask:
 
 def _dead_letter(row: RowMapping) -> DeadLetter:
     return DeadLetter(
-        **_summary(row), created_at=_time(row["created_at"]), **{name: row[name] for name in _CONTENT}
+        **_summary(row),
+        created_at=moment_or_none(row["created_at"]),
+        **{name: row[name] for name in _CONTENT},
     )
-
-
-def _time(seconds: float | None) -> Any:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
@@ -28,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from warren.store import Store
+from warren.store_columns import plain
 from warren.store_databases import transaction
 from warren.store_schema import SUCCEEDED, fitting, tasks
 
@@ -42,12 +44,24 @@ FAILURE: Final = (
     "first_failed_at",
     "last_failed_at",
 )
+# Whose row it is: no end changes that.
+OWNER: Final = ("agent_type", "user_id")
 GOOD_END: Final = (*IDENTITY, "result")
 ANY_END: Final = (*GOOD_END, *FAILURE)
 WRITTEN: Final = ("crashes", "finished_at", "updated_at")  # beside what the entry says
 # A statement for SQLite has room for a multiple of so many rows: to prepare it takes as long as to run it, so
 # few are to be told apart, and used again.
 ROOM: Final = 16
+
+
+class Verdict(Enum):
+    """What became of the end of a run."""
+
+    COUNTS = "counts"
+    OVERTAKEN = "overtaken"
+    """The task belongs to a newer run, has ended, or was never this run's: nothing was changed."""
+    REFUSED = "refused"
+    """The store does not take it: nothing was changed."""
 
 
 @dataclass(slots=True)
@@ -133,15 +147,17 @@ def _any_values(entry: Entry) -> tuple[Any, ...]:
 
 
 def _is_ours(new: Any) -> ColumnElement[bool]:
-    """Whether the row that is there may be changed: not when it has ended, or is of a newer fence or life."""
+    """Whether the row that is there may be changed: not when it has ended, is of a newer fence or life, or
+    is another's."""
     return and_(
+        *(tasks.c[name] == new[name] for name in OWNER),
         tasks.c.fence <= new.fence,
         or_(tasks.c.finished_at.is_(None), tasks.c.life < new.life),
     )
 
 
 def _changes(new: Any) -> dict[str, Any]:
-    ours = [name for name in (*ANY_END, *WRITTEN) if name not in ("task_id", "fence")]
+    ours = [name for name in (*ANY_END, *WRITTEN) if name not in ("task_id", "fence", *OWNER)]
     return {name: new[name] for name in ours} | {"due_at": null(), "leased_until": null()}
 
 
@@ -198,7 +214,7 @@ class _SqliteStatement:
 
 def _postgresql_statement() -> Any:
     """Its parameters are arrays, `all_` and the name of a column, and the time, `now`."""
-    arrays = [bindparam(f"all_{name}", type_=postgresql.ARRAY(tasks.c[name].type)) for name in ANY_END]
+    arrays = [bindparam(f"all_{name}", type_=postgresql.ARRAY(plain(tasks.c[name]))) for name in ANY_END]
     new = func.unnest(*arrays).table_valued(*ANY_END, name="new").render_derived()
     now = bindparam("now", type_=tasks.c.finished_at.type)
     rows = select(*(new.c[name] for name in ANY_END), literal_column("0"), now, now)

@@ -9,27 +9,32 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
+import structlog
 from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from warren.errors import FenceLost
+from warren.errors import FenceLost, StoreRefused
 from warren.histogram import Histogram
 from warren.store import Store
-from warren.store_finish import Entry, Postgresql, Sqlite
-from warren.store_patience import PatientStore
-from warren.store_schema import FINAL, LARGEST, RELEASED, RUNNING, attempts, fitting, steps, tasks
+from warren.store_columns import counted
+from warren.store_finish import Entry, Postgresql, Sqlite, Verdict
+from warren.store_lives import is_foreign, life_of
+from warren.store_patience import PatientStore, apart
+from warren.store_schema import CANCELLED, FINAL, RELEASED, RUNNING, attempts, fitting, steps, tasks
 
-__all__ = ["Claim", "Entry", "Ledger"]
+__all__ = ["Claim", "Entry", "Ledger", "Verdict"]
+
+log = structlog.get_logger(__name__)
 
 GROUP: Final = 500  # rows in one commit at most
 
-Ending: TypeAlias = tuple[Entry, Callable[[bool], None]]
-"""The end of a run, and who is told whether it counts."""
+Ending: TypeAlias = tuple[Entry, Callable[[Verdict], None]]
+"""The end of a run, and who is told what became of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +42,18 @@ class Claim:
     """What is known of a task when a run takes it over.
 
     `kept` is the row of one that has ended already: then there is nothing to run. `is_stale`: another message
-    is the live one. `crashes` counts runs that began, were recorded and never ended.
+    is the live one. `is_foreign`: the row of this id is another user's, or of another agent type. `crashes`
+    counts runs that began, were recorded and never ended. `life` is the one that the run is of.
     """
 
     fence: int
     crashes: int
+    life: str = ""
     steps: dict[str, bytes] = field(default_factory=dict)
     checkpoint: bytes | None = None
     kept: dict[str, Any] | None = None
     is_stale: bool = False
+    is_foreign: bool = False
 
 
 class Ledger(PatientStore):
@@ -69,19 +77,23 @@ class Ledger(PatientStore):
     async def finish(self, entry: Entry) -> bool:
         """Write the end of a run, together with others. Durable when it returns.
 
-        False: a newer run has taken the task over, and this one's end changed nothing.
+        False: a newer run has taken the task over, and this one's end changed nothing. Raises StoreRefused
+        for an end that the store does not take.
         """
-        written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        written: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
 
-        def settle(counts: bool) -> None:  # noqa: FBT001 - a callback's signature
+        def settle(verdict: Verdict) -> None:
             if not written.done():
-                written.set_result(counts)
+                written.set_result(verdict)
 
         self.finish_then(entry, settle)
-        return await written
+        verdict = await written
+        if verdict is Verdict.REFUSED:
+            raise StoreRefused(f"the store does not take the end of task {entry.task_id}: its log says why")
+        return verdict is Verdict.COUNTS
 
-    def finish_then(self, entry: Entry, then: Callable[[bool], None]) -> None:
-        """The same without waiting: `then(counts)` is called when it is durable, or has changed nothing.
+    def finish_then(self, entry: Entry, then: Callable[[Verdict], None]) -> None:
+        """The same without waiting: `then(verdict)` is called when it is durable, or has changed nothing.
 
         It must not raise: that would end the loop which writes, and with it the worker.
         To wake somebody for each end of a group takes as long as to write it.
@@ -94,11 +106,12 @@ class Ledger(PatientStore):
         row = {
             "task_id": run.task_id,
             "life": run.life,
-            "number": min(number, LARGEST),
+            "number": number,
             "worker_id": self._worker_id,
+            "failed_at": time.time(),
+            "error_type": error_type,
+            "error_message": error_message,
         }
-        row |= {"failed_at": time.time(), "error_type": fitting(error_type, attempts.c.error_type)}
-        row |= {"error_message": fitting(error_message, attempts.c.error_message)}
         self._attempts.append(row)
         self._wake.set()
 
@@ -109,19 +122,18 @@ class Ledger(PatientStore):
             self._wake.clear()
             if self._attempts:
                 noted, self._attempts = self._attempts, []
-                await self.surely(lambda connection: self._note(connection, noted))  # noqa: B023
+                await apart(noted, self._note, _refused_note)
             group = self._next_group()
             if group:
-                entries = [entry for entry, _ in group]
-                won = await self._patiently(lambda: self._write(entries))  # noqa: B023
-                for (_, then), counts in zip(group, won, strict=True):
-                    then(counts)
+                verdicts = await apart([entry for entry, _ in group], self._write, _refused_end)
+                for (_, then), verdict in zip(group, verdicts, strict=True):
+                    then(verdict)
 
-    async def _write(self, entries: list[Entry]) -> list[bool]:
+    async def _write(self, entries: Sequence[Entry]) -> list[Verdict]:
         started = time.perf_counter()
-        won = await self._group.write(entries)
+        won = await self._patiently(lambda: self._group.write(entries))
         self.commits.observe(time.perf_counter() - started)
-        return won
+        return [Verdict.COUNTS if counts else Verdict.OVERTAKEN for counts in won]
 
     def _next_group(self) -> list[Ending]:
         """The next entries, each task once: a row cannot be changed twice by one statement."""
@@ -138,8 +150,12 @@ class Ledger(PatientStore):
             self._wake.set()
         return list(group.values())
 
-    def _note(self, connection: Connection, rows: list[dict[str, Any]]) -> None:
-        connection.execute(self._insert(attempts).on_conflict_do_nothing(), rows)
+    async def _note(self, rows: Sequence[dict[str, Any]]) -> Sequence[None]:
+        def act(connection: Connection) -> None:
+            connection.execute(self._insert(attempts).on_conflict_do_nothing(), rows)
+
+        await self.surely(act)
+        return [None] * len(rows)
 
     # -- taking a task over --------------------------------------------------------------------------------
 
@@ -154,22 +170,28 @@ class Ledger(PatientStore):
         worker died, and the start of this run is recorded as one that has not ended. So it is where the row
         says that somebody runs it, whatever the broker knows: a message that expired as its worker died comes
         by way of ageing, as a fresh one.
+
+        A `life` that the store does not know counts only where a replay may have begun it (`life_of`).
         """
-        life, user_id = fitting(life, tasks.c.life), fitting(user_id, tasks.c.user_id)
+        user_id = fitting(user_id, tasks.c.user_id)
 
         def act(connection: Connection) -> Claim:
             row = self._locked(connection, task_id)
             was_running = row is not None and row["status"] == RUNNING
             if row is None:
-                first = {"life": life, "agent_type": agent_type, "user_id": user_id, "attempts": 0}
+                first = {"agent_type": agent_type, "user_id": user_id, "dispatch": dispatch}
                 row = self._first(connection, task_id, first)
-            if row["life"] > life or (row["life"] == life and row["dispatch"] > dispatch):
-                return Claim(row["fence"], row["crashes"], is_stale=True)
-            if row["status"] in FINAL and row["life"] == life:
+            known = Claim(row["fence"], row["crashes"], row["life"])
+            if is_foreign(row["agent_type"], row["user_id"], agent_type, user_id):
+                return replace(known, is_foreign=True)
+            its_life = life_of(life, row["life"], row["status"])
+            if row["life"] > its_life or (row["life"] == its_life and row["dispatch"] > dispatch):
+                return replace(known, is_stale=True)
+            if row["status"] in FINAL and row["life"] == its_life:
                 if not row["agent_type"]:  # cancelled before anybody knew what it was
                     self._introduce(connection, task_id, agent_type, user_id)
-                return Claim(row["fence"], row["crashes"], kept=row)
-            return self._take(connection, row, life, dispatch, crashed=crashed or was_running)
+                return replace(known, kept=row)
+            return self._take(connection, row, its_life, dispatch, crashed=crashed or was_running)
 
         return await self.surely(act)
 
@@ -206,6 +228,8 @@ class Ledger(PatientStore):
         """Make the row that nobody has made yet; another may be doing the same right now."""
         new = {
             "task_id": task_id,
+            "life": "",
+            "attempts": 0,
             "status": RUNNING,
             "fence": 0,
             "crashes": 0,
@@ -223,7 +247,7 @@ class Ledger(PatientStore):
         begins_anew = row["life"] != life
         crashes = 0 if begins_anew or row["status"] == RELEASED else row["crashes"]
         crashed = crashed and row["status"] != RELEASED and not begins_anew
-        fence = row["fence"] + 1
+        fence, crashes = counted(row["fence"] + 1), counted(crashes + crashed)
         connection.execute(
             tasks.update()
             .where(tasks.c.task_id == row["task_id"])
@@ -232,8 +256,8 @@ class Ledger(PatientStore):
                 status=RUNNING,
                 fence=fence,
                 # Another life counts its own: with that of the last one its message would be stale.
-                dispatch=dispatch,
-                crashes=crashes + crashed,
+                dispatch=dispatch if begins_anew else row["dispatch"],
+                crashes=crashes,
                 worker_id=self._worker_id,
                 finished_at=None,
                 due_at=None,
@@ -245,7 +269,7 @@ class Ledger(PatientStore):
             select(steps.c.name, steps.c.value).where(steps.c.task_id == row["task_id"])
         )
         known = {name: value for name, value in remembered}  # noqa: C416 - rows are no pairs to mypy
-        return Claim(fence, crashes + crashed, known, row["checkpoint"])
+        return Claim(fence, crashes, life, known, row["checkpoint"])
 
     # -- while it runs ------------------------------------------------------------------------------------
 
@@ -258,10 +282,14 @@ class Ledger(PatientStore):
         # In one order, so that two workers with copies of the same tasks do not wait for each other.
         rows.sort(key=itemgetter("task_id"))
 
-        def act(connection: Connection) -> None:
-            connection.execute(self._insert(tasks).on_conflict_do_nothing(), rows)
+        async def write(some: Sequence[dict[str, Any]]) -> Sequence[None]:
+            def act(connection: Connection) -> None:
+                connection.execute(self._insert(tasks).on_conflict_do_nothing(), some)
 
-        await self.surely(act)
+            await self.surely(act)
+            return [None] * len(some)
+
+        await apart(rows, write, _refused_note)
 
     async def sign_of_life(self, runs: Sequence[Entry]) -> None:
         """Note that these still run, though the broker has taken their messages back."""
@@ -339,14 +367,65 @@ class Ledger(PatientStore):
 
         await self.surely(act)
 
+    async def cancel(self, run: Entry) -> bool:
+        """Write down that the run was cancelled, under its fence: a message may be all that has said so.
+
+        False: the task is not this run's any more. Durable when it returns.
+        """
+
+        def act(connection: Connection) -> bool:
+            row = self._locked(connection, run.task_id)
+            if row is not None and row["status"] == CANCELLED:
+                return not is_foreign(row["agent_type"], row["user_id"], run.agent_type, run.user_id)
+            try:
+                self.hold(connection, run)
+            except FenceLost:
+                return False
+            now = time.time()
+            connection.execute(
+                tasks.update()
+                .where(tasks.c.task_id == run.task_id)
+                .values(
+                    status=CANCELLED,
+                    crashes=0,
+                    worker_id=run.worker_id,
+                    due_at=None,
+                    leased_until=None,
+                    finished_at=now,
+                    updated_at=now,
+                )
+            )
+            return True
+
+        return await self.surely(act)
+
     def hold(self, connection: Connection, run: Entry) -> None:
         """Lock the run's row, or make it. Raises FenceLost unless the fence is still this run's."""
         row = self._locked(connection, run.task_id)
         if row is None:
-            first = {"life": run.life, "agent_type": run.agent_type, "user_id": run.user_id, "attempts": 0}
+            first = {"life": run.life, "agent_type": run.agent_type, "user_id": run.user_id}
             row = self._first(connection, run.task_id, first)
-        if row["fence"] != run.fence or row["life"] != run.life or row["status"] in FINAL:
+        if not _is_held(row, run):
             raise FenceLost(
                 f"task {run.task_id} was taken over (fence {row['fence']}, ours is {run.fence}): "
                 "this run must stop"
             )
+
+
+def _is_held(row: dict[str, Any], run: Entry) -> bool:
+    """Whether the row is still this run's to change."""
+    return (
+        row["fence"] == run.fence
+        and row["life"] == run.life
+        and row["status"] not in FINAL
+        and not is_foreign(row["agent_type"], row["user_id"], run.agent_type, run.user_id)
+    )
+
+
+def _refused_end(entry: Entry, error: Exception) -> Verdict:
+    log.error("ledger.refused", task_id=str(entry.task_id), status=entry.status, error=str(error))
+    return Verdict.REFUSED
+
+
+def _refused_note(row: dict[str, Any], error: Exception) -> None:
+    log.error("ledger.refused", task_id=str(row["task_id"]), error=str(error))

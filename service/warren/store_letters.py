@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any, Final, Literal
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import structlog
 from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from warren.store import Store
+from warren.store_columns import clean
+from warren.store_lives import is_foreign, life_of
 from warren.store_outbox import Parcel
-from warren.store_schema import DEAD, FINAL, tasks
+from warren.store_schema import DEAD, FINAL, fitting, tasks
+
+TAKEN: Final = UUID("0f6d6f3c-3f0e-5a55-9f0b-7c1f4c1b2a90")
+"""The namespace (RFC 9562, version 5) of the ids of letters that came with the id of another's task."""
 
 log = structlog.get_logger(__name__)
-
-LARGEST_INTEGER: Final = 2**31 - 1
-# Text columns and how much they hold; a letter may claim more.
-_TEXTS: Final = {
-    name: getattr(tasks.c[name].type, "length", None)
-    for name in (
-        "life", "agent_type", "user_id", "worker_id", "reason", "error_type", "error_message", "traceback",
-        "fingerprint", "reply_to", "correlation_id",
-    )
-}  # fmt: skip
 
 Change = Literal["new", "fill", "bury", "none"]
 
@@ -67,14 +63,17 @@ class _Row:
     status: str
     fence: int
     has_body: bool
+    agent_type: str
+    user_id: str
 
 
 def change_by(letter: Letter, row: _Row | None) -> Change:
     """What a letter changes: it makes the row, fills in what its death did not write, or buries the task."""
     if row is None:
         return "new"
-    if letter.life != row.life:
-        return "bury" if letter.life > row.life else "none"
+    life = life_of(letter.life, row.life, row.status)
+    if life != row.life:
+        return "bury" if life > row.life else "none"
     if letter.dispatch < row.dispatch:
         return "none"
     if row.status == DEAD:
@@ -99,15 +98,17 @@ class Letters:
 
     def write(self, connection: Connection, letters: Sequence[Letter]) -> None:
         """The same inside a transaction. Rows are locked in the order of their ids, so two never deadlock."""
-        pending = sorted(letters, key=lambda letter: letter.task_id)
+        pending = sorted(letters, key=_task_id)
         while pending:
             rows = self._locked(connection, [letter.task_id for letter in pending])
-            changes = _changes(pending, rows)
+            own, foreign = _apart(pending, rows)
+            changes = _changes(own, rows)
             overtaken = self._make(connection, changes["new"])
             _update(connection, changes["fill"])
             _update(connection, changes["bury"])
             # Another desk has made these rows just now: look again.
-            pending = [letter for letter in pending if letter.task_id in overtaken]
+            pending = [letter for letter in own if letter.task_id in overtaken]
+            pending = sorted((*pending, *map(_with_an_id_of_its_own, foreign)), key=_task_id)
 
     def _locked(self, connection: Connection, task_ids: Sequence[UUID]) -> dict[UUID, _Row]:
         found = connection.execute(
@@ -118,6 +119,8 @@ class Letters:
                 tasks.c.status,
                 tasks.c.fence,
                 tasks.c.body.is_not(None),
+                tasks.c.agent_type,
+                tasks.c.user_id,
             )
             .where(tasks.c.task_id.in_(task_ids))
             .order_by(tasks.c.task_id)
@@ -132,6 +135,28 @@ class Letters:
         statement = self._insert(tasks).on_conflict_do_nothing().returning(tasks.c.task_id)
         made = connection.execute(statement, list(new.values()))
         return set(new) - set(made.scalars())
+
+
+def _apart(letters: Sequence[Letter], rows: Mapping[UUID, _Row]) -> tuple[list[Letter], list[Letter]]:
+    """Letters of the tasks whose ids they have, and those that only have the id of another's task."""
+    own, foreign = list[Letter](), list[Letter]()
+    owners = {task_id: (row.agent_type, row.user_id) for task_id, row in rows.items()}
+    for letter in letters:
+        its = fitting(letter.agent_type, tasks.c.agent_type), fitting(letter.user_id, tasks.c.user_id)
+        (foreign if is_foreign(*owners.setdefault(letter.task_id, its), *its) else own).append(letter)
+    return own, foreign
+
+
+def _with_an_id_of_its_own(letter: Letter) -> Letter:
+    """The same for every copy of the letter."""
+    log.warning("dead_letter.foreign", task_id=str(letter.task_id), user_id=letter.user_id)
+    body = sha256(letter.parcel.body).hexdigest()
+    name = clean(f"{letter.task_id} {letter.agent_type} {letter.user_id} {body}")
+    return replace(letter, task_id=uuid5(TAKEN, name))
+
+
+def _task_id(letter: Letter) -> UUID:
+    return letter.task_id
 
 
 def _update(connection: Connection, changes: Mapping[UUID, dict[str, Any]]) -> None:
@@ -159,10 +184,19 @@ def _changes(letters: Sequence[Letter], rows: dict[UUID, _Row]) -> dict[Change, 
         elif change == "bury":
             assert row is not None
             values |= {"fence": row.fence + 1, "dispatch": max(row.dispatch, letter.dispatch)}
+            values["life"] = life_of(letter.life, row.life, row.status)
         changes[change][letter.task_id] = values
         fence = row.fence if row else 0
         dispatch = values.get("dispatch", letter.dispatch)
-        rows[letter.task_id] = _Row(letter.life, dispatch, DEAD, fence, has_body=True)
+        rows[letter.task_id] = _Row(
+            values.get("life", letter.life),
+            dispatch,
+            DEAD,
+            fence,
+            has_body=True,
+            agent_type=letter.agent_type,
+            user_id=letter.user_id,
+        )
     return changes
 
 
@@ -175,9 +209,9 @@ def _buried(letter: Letter, now: float) -> dict[str, Any]:
             "traceback", "fingerprint", "worker_id", "first_failed_at", "last_failed_at", "created_at",
         )
     }  # fmt: skip
-    return _fitting(record) | _columns(letter.parcel) | {
+    return record | _columns(letter.parcel) | {
         "status": DEAD,
-        "attempts": min(letter.attempts, LARGEST_INTEGER),
+        "attempts": letter.attempts,
         "crashes": 0,
         "result": None,
         "finished_at": min(letter.last_failed_at, now),
@@ -188,16 +222,4 @@ def _buried(letter: Letter, now: float) -> dict[str, Any]:
 
 
 def _columns(parcel: Parcel) -> dict[str, Any]:
-    return _fitting({name: getattr(parcel, name) for name in Parcel.__slots__})
-
-
-def _fitting(values: dict[str, Any]) -> dict[str, Any]:
-    """Text that a column takes: no NUL and no half of a character, which PostgreSQL refuses, and no more
-    than there is room for.
-    """
-    return {
-        name: value.replace("\0", "").encode("utf-8", "replace").decode()[: _TEXTS[name]]
-        if isinstance(value, str)
-        else value
-        for name, value in values.items()
-    }
+    return {name: getattr(parcel, name) for name in Parcel.__slots__}

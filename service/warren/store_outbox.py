@@ -9,25 +9,32 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
+import structlog
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, bindparam, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from warren.failure import Failure
 from warren.store import Store
+from warren.store_columns import one_more
 from warren.store_ledger import Entry, Ledger
+from warren.store_patience import apart
 from warren.store_requests import FirstRequest
 from warren.store_schema import DEAD, PUBLISHED, SCHEDULED, fitting, tasks
-from warren_schemas import AMQP_PRIORITY, Task
+from warren_schemas import AMQP_PRIORITY, Reason, Task
+
+log = structlog.get_logger(__name__)
 
 LEASE: Final = 60.0  # seconds that one publication may take before somebody else tries
 # Tasks that are put in order at once: as many as the front door lets wait by default. It bounds what that
 # costs, however many are due.
 STANDING: Final = 10_000
+FIRST_PAUSE: Final = 1.0  # seconds that a row is left alone which the store refuses; doubles up to
+LONGEST_PAUSE: Final = 3600.0
 LOADS: Final = 5  # claims that one order is good for
 UNSAID_PRIORITY: Final = AMQP_PRIORITY["medium"]  # as quorum queues read it
 
@@ -92,6 +99,8 @@ class Outbox:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._line = deque[UUID]()
+        # What the store refused to hand out: until when it is left alone, and the pause that was.
+        self._refused: dict[UUID, tuple[float, float]] = {}
 
     async def postpone(
         self, run: Entry, due_at: float, attempts: int, parcel: Parcel, after: Setback | None
@@ -111,7 +120,7 @@ class Outbox:
                 .where(tasks.c.task_id == run.task_id)
                 .values(
                     status=SCHEDULED,
-                    dispatch=tasks.c.dispatch + 1,
+                    dispatch=one_more(tasks.c.dispatch),
                     leased_until=None,
                     crashes=0,
                     updated_at=time.time(),
@@ -134,12 +143,14 @@ class Outbox:
         return claimed
 
     async def _lined_up(self, count: int, but_not: Collection[str]) -> Sequence[UUID]:
-        query = _line(time.time(), but_not).limit(count)
+        now = time.time()
+        query = _line(now, but_not).limit(count)
 
         def act(connection: Connection) -> Sequence[UUID]:
             return list(connection.execute(query).scalars())
 
-        return await self._ledger.surely(act)
+        line = await self._ledger.surely(act)
+        return [task_id for task_id in line if self._refused.get(task_id, (0.0, 0.0))[0] <= now]
 
     async def _claim_next(self, limit: int, but_not: Collection[str]) -> list[Due]:
         """Claim those that stand first in line, but for those that another relay has claimed meanwhile."""
@@ -150,6 +161,20 @@ class Outbox:
         return claimed
 
     async def _claim(self, task_ids: Sequence[UUID], but_not: Collection[str]) -> list[Due]:
+        """Claim these, in their order. One that the store refuses is left alone, longer each time."""
+
+        async def claim(some: Sequence[UUID]) -> list[Due | None]:
+            found = {due.task_id: due for due in await self._claim_together(some, but_not)}
+            return [found.get(task_id) for task_id in some]
+
+        return [due for due in await apart(task_ids, claim, self._refuse) if due is not None]
+
+    def _refuse(self, task_id: UUID, error: Exception) -> None:
+        pause = min(2 * self._refused.get(task_id, (0.0, FIRST_PAUSE / 2))[1], LONGEST_PAUSE)
+        self._refused[task_id] = time.time() + pause, pause
+        log.error("outbox.refused", task_id=str(task_id), again_in_s=pause, error=str(error))
+
+    async def _claim_together(self, task_ids: Sequence[UUID], but_not: Collection[str]) -> list[Due]:
         now = time.time()
         free = (
             select(tasks.c.task_id)
@@ -159,30 +184,26 @@ class Outbox:
         claimed = (
             tasks.update()
             .where(tasks.c.task_id.in_(free))
-            .values(leased_until=now + LEASE, dispatch=tasks.c.dispatch + 1)
+            .values(leased_until=now + LEASE, dispatch=one_more(tasks.c.dispatch))
             .returning(tasks)
         )
 
-        def act(connection: Connection) -> list[RowMapping]:
-            return list(connection.execute(claimed).mappings())
+        def act(connection: Connection) -> list[Due]:
+            return [_due(row) for row in connection.execute(claimed).mappings()]
 
-        found = {row["task_id"]: row for row in await self._ledger.surely(act)}
-        return [_due(found[task_id]) for task_id in task_ids if task_id in found]
+        return await self._ledger.surely(act)
 
     async def published(self, sent: Sequence[Due]) -> None:
         """The broker has confirmed these. Those that somebody runs already are left alone."""
 
-        def act(connection: Connection) -> None:
-            _mark_published(connection, sent)
+        await self._each(sent, _mark_published)
 
-        await self._ledger.surely(act)
-
-    async def set_aside(self, due: Due, failure: Failure) -> None:
-        """End a task that no broker takes: dead, with its body, so that it can be edited and replayed."""
+    async def set_aside(self, due: Due, reason: Reason, failure: Failure) -> None:
+        """End a task that can never be published: dead, with its body, to be edited and replayed."""
         now = time.time()
         dead = {
             "status": DEAD,
-            "reason": "rejected",
+            "reason": reason,
             "error_type": fitting(failure.error_type, tasks.c.error_type),
             "error_message": fitting(failure.message, tasks.c.error_message),
             "fingerprint": failure.fingerprint,
@@ -204,10 +225,19 @@ class Outbox:
         """These could not be published: nobody tries again for so many seconds."""
         statement = tasks.update().where(*_is_named()).values(leased_until=time.time() + seconds)
 
-        def act(connection: Connection) -> None:
-            connection.execute(statement, [_named(due) for due in refused])
+        def write(connection: Connection, some: Sequence[Due]) -> None:
+            connection.execute(statement, [_named(due) for due in some])
 
-        await self._ledger.surely(act)
+        await self._each(refused, write)
+
+    async def _each(self, rows: Sequence[Due], write: Callable[[Connection, Sequence[Due]], None]) -> None:
+        """Write the rows in one transaction; one that the store refuses changes nothing for the others."""
+
+        async def together(some: Sequence[Due]) -> Sequence[None]:
+            await self._ledger.surely(lambda connection: write(connection, some))
+            return [None] * len(some)
+
+        await apart(rows, together, lambda due, error: self._refuse(due.task_id, error))
 
 
 class Entrance:

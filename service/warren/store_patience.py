@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 import structlog
 from sqlalchemy import Connection
 
-from warren.errors import StoreBusy, StoreUnavailable
+from warren.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from warren.store import Store
 from warren.store_outage import Outage
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+Row = TypeVar("Row")
 
 FIRST_PAUSE: Final = 0.1  # seconds; doubles up to LONGEST_PAUSE while the store is away
 LONGEST_PAUSE: Final = 5.0
@@ -63,3 +64,24 @@ class PatientStore:
                 pause = min(pause * 2, LONGEST_PAUSE)
         finally:
             self._outage.given_up(act)
+
+
+async def apart(
+    rows: Sequence[Row],
+    write: Callable[[Sequence[Row]], Awaitable[Sequence[T]]],
+    refused: Callable[[Row, Exception], T],
+) -> list[T]:
+    """Write rows together; where that fails, in halves, so that a row which cannot be written is alone.
+
+    Of each row it gives what `write` says, or `refused(row, error)`. Raises StoreUnusable: then no row is to
+    blame.
+    """
+    try:
+        return list(await write(rows))
+    except StoreUnusable:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the database has against one of them
+        if len(rows) == 1:
+            return [refused(rows[0], error)]
+    half = len(rows) // 2
+    return await apart(rows[:half], write, refused) + await apart(rows[half:], write, refused)

@@ -31,6 +31,7 @@ from sqlalchemy import (
 from warren.errors import InvalidTask
 from warren.store import Store
 from warren.store_audit import Note
+from warren.store_columns import one_more
 from warren.store_dead import IS_DEAD, NOT_READ_YET, Filter, Position, page_of
 from warren.store_schema import CANCELLED, DEAD, DISCARDED, SCHEDULED, SUCCEEDED, replays, steps, tasks
 
@@ -308,7 +309,7 @@ def _schedule(connection: Connection, replay: Replay, fresh: Sequence[tuple[RowM
             .values(
                 **due,
                 **anew,
-                dispatch=tasks.c.dispatch + 1,
+                dispatch=one_more(tasks.c.dispatch),
                 body=bindparam("fresh"),
                 priority=bindparam("class"),
                 former_fingerprint=bindparam("former"),

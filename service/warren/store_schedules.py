@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any, Final, Literal, Protocol, TypeVar
 from uuid import UUID, uuid5
 
@@ -19,6 +18,7 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 from sqlalchemy import Connection, CursorResult, RowMapping, case, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from warren import cron
 from warren.errors import ConfigurationError
@@ -26,6 +26,7 @@ from warren.store import Store
 from warren.store_audit import Note
 from warren.store_outbox import Parcel, body_of, waiting_row
 from warren.store_schema import fitting, schedules, tasks
+from warren.times import moment
 from warren_schemas import AMQP_PRIORITY, Priority, Task
 
 log = structlog.get_logger(__name__)
@@ -35,6 +36,8 @@ T = TypeVar("T")
 TICKS: Final = UUID("5f0c2b6e-9d0a-4c62-9d5c-5b1d3e0f7a41")
 """The namespace (RFC 9562, version 5) of the ids of recurring tasks."""
 SKEW: Final = 60.0  # seconds that the clocks of a fleet may differ, without one of them having jumped
+FIRST_PAUSE: Final = 0.5  # seconds that a schedule is left alone which cannot be fired; doubles up to
+LONGEST_PAUSE: Final = 60.0
 BATCH: Final = 50  # schedules that fire in one transaction
 
 MadeBy = Literal["agent", "person"]
@@ -98,6 +101,8 @@ class Schedules:
         # What was in order stays so as long as the clock goes forward: (next_at, when it was looked at).
         self._sound: dict[str, tuple[float, float]] = {}
         self._told: set[str] = set()
+        # What could not be fired: until when it is left alone, and the pause that was.
+        self._held: dict[str, tuple[float, float]] = {}
 
     # -- keeping them -------------------------------------------------------------------------------------
 
@@ -209,14 +214,19 @@ class Schedules:
         fired: list[Fired] = []
         due = 0
         for row in connection.execute(query.order_by(schedules.c.name)).mappings().all():
+            if self._held.get(row["name"], (0.0, 0.0))[0] > now:
+                continue
             try:
-                if row["next_at"] > now:
-                    self._heal(connection, row, now)
-                elif due < BATCH:
-                    fired += self._fire_one(connection, row, now)
-                    due += 1
-            except (ConfigurationError, ValueError) as error:
-                self._note_unreadable(row, error)
+                with connection.begin_nested():  # what the database refuses undoes this one alone
+                    if row["next_at"] > now:
+                        self._heal(connection, row, now)
+                    elif due < BATCH:
+                        fired += self._fire_one(connection, row, now)
+                        due += 1
+            except (OperationalError, InterfaceError):
+                raise  # the store is away
+            except Exception as error:  # noqa: BLE001 - whatever is in the row, the others go on
+                self._hold(row, now, error)
         return fired
 
     def _fire_one(self, connection: Connection, row: RowMapping, now: float) -> list[Fired]:
@@ -255,8 +265,12 @@ class Schedules:
         statement = update(schedules).where(as_seen).values(next_at=next_at, **values).returning(schedules)
         return _schedule(connection.execute(statement))
 
-    def _note_unreadable(self, row: RowMapping, error: Exception) -> None:
-        """One row that a newer Warren or a person wrote must not stop the others. Told once."""
+    def _hold(self, row: RowMapping, now: float, error: Exception) -> None:
+        """One row that a newer Warren or a person wrote must not stop the others. Told once, and looked at
+        again after a pause that grows.
+        """
+        pause = min(2 * self._held.get(row["name"], (0.0, FIRST_PAUSE / 2))[1], LONGEST_PAUSE)
+        self._held[row["name"]] = now + pause, pause
         text = f"{row['name']}: {error}"
         if text not in self._told:
             self._told.add(text)
@@ -265,7 +279,7 @@ class Schedules:
 
 def task_of(schedule: Schedule, tick: float) -> Task:
     """The task of one tick. Raises ValueError (pydantic.ValidationError) for what makes no task."""
-    at = datetime.fromtimestamp(tick, UTC)
+    at = moment(tick)
     return Task(
         version=1,
         task_id=uuid5(TICKS, f"{schedule.name} {at.isoformat()}"),

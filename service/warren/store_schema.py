@@ -6,21 +6,20 @@ that it came in.
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from typing import Final
 
 from sqlalchemy import (
     Column,
     ColumnElement,
-    Float,
     Index,
     Integer,
     LargeBinary,
     MetaData,
-    String,
     Table,
-    Text,
     Uuid,
 )
+
+from warren.store_columns import LARGEST, AnyWords, Count, Instant, Words, fitting
 
 metadata = MetaData()
 
@@ -39,47 +38,50 @@ DISCARDED: Final = "discarded"
 """Dead, and somebody has decided that it stays so."""
 FINAL: Final = (SUCCEEDED, DEAD, CANCELLED, DISCARDED)
 
-LARGEST: Final = 2**31 - 1
-"""What fits into an Integer of PostgreSQL."""
+__all__ = [
+    "CANCELLED", "DEAD", "DISCARDED", "FINAL", "LARGEST", "PUBLISHED", "RELEASED", "RUNNING", "SCHEDULED",
+    "SUCCEEDED", "attempts", "audit", "fitting", "keys", "metadata", "pauses", "replays", "schedules",
+    "sessions", "steps", "tasks",
+]  # fmt: skip
 
 tasks = Table(
     "tasks",
     metadata,
     Column("task_id", Uuid, primary_key=True),
     # The replay that this is the life of (UUIDv7: later lives sort later), or nothing.
-    Column("life", String(36), nullable=False),
-    Column("agent_type", String(63), nullable=False),
-    Column("user_id", String(255), nullable=False),
-    Column("status", String(10), nullable=False),
-    Column("fence", Integer, nullable=False),
-    Column("crashes", Integer, nullable=False),
-    Column("attempts", Integer, nullable=False),
-    Column("worker_id", String(128)),
+    Column("life", Words(36), nullable=False),
+    Column("agent_type", Words(63), nullable=False),
+    Column("user_id", Words(255), nullable=False),
+    Column("status", Words(10), nullable=False),
+    Column("fence", Count, nullable=False),
+    Column("crashes", Count, nullable=False),
+    Column("attempts", Count, nullable=False),
+    Column("worker_id", Words(128)),
     Column("result", LargeBinary),
     Column("checkpoint", LargeBinary),
-    Column("reason", String(16)),
-    Column("error_type", String(255)),
-    Column("error_message", Text),
-    Column("traceback", Text),
-    Column("fingerprint", String(16)),
-    Column("first_failed_at", Float),
-    Column("last_failed_at", Float),
-    Column("finished_at", Float),
-    Column("updated_at", Float, nullable=False),
+    Column("reason", Words(16)),
+    Column("error_type", Words(255)),
+    Column("error_message", AnyWords()),
+    Column("traceback", AnyWords()),
+    Column("fingerprint", Words(16)),
+    Column("first_failed_at", Instant),
+    Column("last_failed_at", Instant),
+    Column("finished_at", Instant),
+    Column("updated_at", Instant, nullable=False),
     # What is needed to publish it: kept of a task that waits in the store, and of a dead one.
-    Column("created_at", Float),
-    Column("due_at", Float),
-    Column("leased_until", Float),
+    Column("created_at", Instant),
+    Column("due_at", Instant),
+    Column("leased_until", Instant),
     # Counts what the relay publishes: a message with a smaller number is not the live one any more.
-    Column("dispatch", Integer, nullable=False, server_default="0"),
+    Column("dispatch", Count, nullable=False, server_default="0"),
     Column("body", LargeBinary),
     Column("headers", LargeBinary),
-    Column("priority", Integer),
-    Column("reply_to", String(255)),
-    Column("correlation_id", String(255)),
-    Column("idempotency_key", String(255)),
+    Column("priority", Count),
+    Column("reply_to", Words(255)),
+    Column("correlation_id", Words(255)),
+    Column("idempotency_key", Words(255)),
     # Of a replayed task: how it had failed before.
-    Column("former_fingerprint", String(16)),
+    Column("former_fingerprint", Words(16)),
 )
 # The one index that every end pays for: lists of tasks, and pruning.
 Index("tasks_by_change", tasks.c.updated_at)
@@ -129,103 +131,92 @@ attempts = Table(
     "attempts",
     metadata,
     Column("task_id", Uuid, primary_key=True),
-    Column("life", String(36), primary_key=True),
-    Column("number", Integer, primary_key=True),
-    Column("failed_at", Float, nullable=False),
-    Column("error_type", String(255), nullable=False),
-    Column("error_message", Text, nullable=False),
-    Column("worker_id", String(128), nullable=False),
+    Column("life", Words(36), primary_key=True),
+    Column("number", Count, primary_key=True),
+    Column("failed_at", Instant, nullable=False),
+    Column("error_type", Words(255), nullable=False),
+    Column("error_message", AnyWords(), nullable=False),
+    Column("worker_id", Words(128), nullable=False),
 )
 
 steps = Table(
     "steps",
     metadata,
     Column("task_id", Uuid, primary_key=True),
-    Column("name", String(255), primary_key=True),
+    Column("name", Words(255), primary_key=True),
     Column("value", LargeBinary, nullable=False),
-    Column("worker_id", String(128), nullable=False),
-    Column("at", Float, nullable=False),
+    Column("worker_id", Words(128), nullable=False),
+    Column("at", Instant, nullable=False),
 )
 
 schedules = Table(
     "schedules",
     metadata,
-    Column("name", String(63), primary_key=True),
-    Column("agent_type", String(63), nullable=False),
-    Column("cron", String(255), nullable=False),
+    Column("name", Words(63), primary_key=True),
+    Column("agent_type", Words(63), nullable=False),
+    Column("cron", Words(255), nullable=False),
     Column("payload", LargeBinary, nullable=False),
-    Column("user_id", String(255), nullable=False),
-    Column("priority", String(6), nullable=False),
+    Column("user_id", Words(255), nullable=False),
+    Column("priority", Words(6), nullable=False),
     # "agent" for `every=`, "person" for `warren schedule add`.
-    Column("made_by", String(6), nullable=False),
-    Column("next_at", Float, nullable=False),
-    Column("last_at", Float),
+    Column("made_by", Words(6), nullable=False),
+    Column("next_at", Instant, nullable=False),
+    Column("last_at", Instant),
 )
 
 replays = Table(
     "replays",
     metadata,
     # The life of everything that it replays (UUIDv7).
-    Column("replay_id", String(36), primary_key=True),
+    Column("replay_id", Words(36), primary_key=True),
     # JSON: which dead letters, and how.
     Column("plan", LargeBinary, nullable=False),
-    Column("status", String(10), nullable=False),
-    Column("reason", Text),
-    Column("created_at", Float, nullable=False),
-    Column("updated_at", Float, nullable=False),
+    Column("status", Words(10), nullable=False),
+    Column("reason", AnyWords()),
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
 )
 
 pauses = Table(
     "pauses",
     metadata,
-    Column("agent_type", String(63), primary_key=True),
-    Column("paused_at", Float, nullable=False),
+    Column("agent_type", Words(63), primary_key=True),
+    Column("paused_at", Instant, nullable=False),
 )
 
 keys = Table(
     "keys",
     metadata,
-    Column("key_id", String(12), primary_key=True),
-    Column("user_id", String(255), nullable=False),
-    Column("role", String(8), nullable=False),
+    Column("key_id", Words(12), primary_key=True),
+    Column("user_id", Words(255), nullable=False),
+    Column("role", Words(8), nullable=False),
     # SHA-256, in hexadecimal: the secret itself is random enough to need no salt.
-    Column("secret_hash", String(64), nullable=False),
-    Column("created_at", Float, nullable=False),
-    Column("expires_at", Float),
-    Column("revoked_at", Float),
+    Column("secret_hash", Words(64), nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant),
+    Column("revoked_at", Instant),
 )
 
 sessions = Table(
     "sessions",
     metadata,
-    Column("secret_hash", String(64), primary_key=True),
-    Column("key_id", String(12), nullable=False),
+    Column("secret_hash", Words(64), primary_key=True),
+    Column("key_id", Words(12), nullable=False),
     # "session" of a browser, or "login" for a link that opens one.
-    Column("kind", String(7), nullable=False),
-    Column("expires_at", Float, nullable=False),
+    Column("kind", Words(7), nullable=False),
+    Column("expires_at", Instant, nullable=False),
 )
 
 audit = Table(
     "audit",
     metadata,
     Column("audit_id", Integer, primary_key=True),
-    Column("at", Float, nullable=False),
+    Column("at", Instant, nullable=False),
     # Nothing for the command line.
-    Column("actor_key_id", String(12)),
-    Column("user_id", String(255), nullable=False),
-    Column("action", String(64), nullable=False),
-    Column("subject", String(255), nullable=False),
+    Column("actor_key_id", Words(12)),
+    Column("user_id", Words(255), nullable=False),
+    Column("action", Words(64), nullable=False),
+    Column("subject", Words(255), nullable=False),
     # JSON.
     Column("details", LargeBinary, nullable=False),
 )
-
-
-def fitting(text: str, column: Column[Any]) -> str:
-    """The text as every database takes it into this column.
-
-    PostgreSQL refuses NUL and what is too long, and no database has a place for half a surrogate pair.
-    """
-    limit = cast("String", column.type).length
-    if text.isascii() and "\0" not in text:
-        return text if limit is None else text[:limit]
-    return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")[:limit]

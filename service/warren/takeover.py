@@ -12,10 +12,11 @@ from uuid import UUID
 import structlog
 
 from warren.bus_delivery import Delivery
+from warren.errors import StoreRefused
 from warren.failure import Failure
 from warren.loops import is_cancelled
 from warren.outcome import SHUTDOWN, Dead, Outcome, Released, Stale
-from warren.records import kept
+from warren.records import kept, unwritable
 from warren.runs import Run
 from warren.settings import Settings
 from warren.store_ledger import Ledger
@@ -105,14 +106,21 @@ class Takeover:
 
     async def _claim(self, run: Run, *, crashed: bool) -> Outcome | None:
         task, key = run.task, run.key
-        claim = await self._ledger.claim(
-            key.task_id,
-            key.replay,
-            task.agent_type,
-            task.user_id,
-            crashed=crashed,
-            dispatch=dispatch_of(run.deliveries[0].headers),
-        )
+        try:
+            claim = await self._ledger.claim(
+                key.task_id,
+                key.replay,
+                task.agent_type,
+                task.user_id,
+                crashed=crashed,
+                dispatch=dispatch_of(run.deliveries[0].headers),
+            )
+        except StoreRefused as error:
+            run.is_foreign = True
+            return unwritable(run.execution.attempts, error)
+        if claim.is_foreign:
+            run.is_foreign = True
+            return self._refuse(run)
         if claim.is_stale:
             log.info("task.stale", task_id=str(key.task_id))
             return Stale()
@@ -125,6 +133,16 @@ class Takeover:
             return None
         log.warning("task.suspect", task_id=str(key.task_id), crashes=claim.crashes)
         return self._poison(run) if claim.crashes >= self._settings.crash_limit else None
+
+    def _refuse(self, run: Run) -> Dead:
+        """The id is another's: that row stays as it is, whatever comes in its name."""
+        log.warning("task.foreign", task_id=str(run.key.task_id), user_id=run.task.user_id)
+        told = (
+            f"task_id {run.key.task_id} is taken by a task of another user or agent type: "
+            "publish this one with an id of its own"
+        )
+        now = datetime.now(UTC)
+        return Dead("invalid", Failure.told("TaskIdTaken", told), run.execution.attempts, now, now)
 
     def _poison(self, run: Run) -> Dead:
         limit = self._settings.crash_limit

@@ -41,8 +41,8 @@ LAST_IN_LINE = AMQP_PRIORITY["low"]
 # promoted as well came later. 9 is above urgent, and the end of it.
 PROMOTED_FROM = {2: 5, 3: 5, 4: 7, 5: 7, 6: 9, 7: 9, 8: 9}
 HIGHEST = 9
-# Attempts that a header may claim: one more must still fit into a header.
-ATTEMPTS_MAKE_SENSE = 2**31
+# Attempts and dispatches that a header may claim: a life of counting on still fits into 32 bits.
+COUNTS_MAKE_SENSE = 2**30
 
 _FAILURE_RECORD = frozenset(str(field.alias) for field in DeadLetterHeaders.model_fields.values())
 # RabbitMQ delivers a copy to each routing key in `CC` and `BCC` (sender-selected distribution): carried
@@ -57,10 +57,15 @@ _HAVE_COLUMNS = frozenset({ATTEMPTS, DISPATCH, REPLAY})
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What all copies of one life of a task have in common. A replay starts a new life."""
+    """What all copies of one life of a task have in common. A replay starts a new life.
+
+    A message with the id of another's task is no copy of that.
+    """
 
     task_id: UUID
     replay: str
+    agent_type: str = ""
+    user_id: str = ""
 
 
 def new_id() -> UUID:
@@ -88,7 +93,7 @@ def decode(delivery: Delivery, settings: Settings, *, agent_type: str | None = N
 
 def key_of(task: Task, headers: Mapping[str, Any]) -> Key:
     """The key under which copies of this task recognise each other."""
-    return Key(task.task_id, str(headers.get(REPLAY, "")))
+    return Key(task.task_id, str(headers.get(REPLAY, "")), task.agent_type, task.user_id)
 
 
 def attempts_of(headers: Mapping[str, Any]) -> int:
@@ -102,7 +107,7 @@ def dispatch_of(headers: Mapping[str, Any]) -> int:
 
 
 def _count(value: Any) -> int:
-    return value if type(value) is int and 0 < value < ATTEMPTS_MAKE_SENSE else 0
+    return value if type(value) is int and 0 < value < COUNTS_MAKE_SENSE else 0
 
 
 def carried_along(headers: Mapping[str, Any]) -> Headers:

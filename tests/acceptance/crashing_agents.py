@@ -20,7 +20,7 @@ from tests.acceptance.agents import Work, note
 from warren import Context, Reject, RetryAfter, Warren, store_outbox
 from warren.bus import Message
 from warren.bus_publisher import Publisher
-from warren.store_ledger import Entry, Ledger
+from warren.store_ledger import Entry, Ledger, Verdict
 from warren.store_outbox import Due, Outbox
 
 LATER: Final = 0.3  # seconds
@@ -135,10 +135,10 @@ def instrument_ends() -> None:
     """The end of a run is written when it is durable, whether somebody waits for it or not."""
     finish_then = Ledger.finish_then
 
-    def finish(self: Ledger, entry: Entry, then: Callable[[bool], None]) -> None:
-        def told(counts: bool) -> None:
+    def finish(self: Ledger, entry: Entry, then: Callable[[Verdict], None]) -> None:
+        def told(verdict: Verdict) -> None:
             passing("end written")
-            then(counts)
+            then(verdict)
 
         passing("end known")
         finish_then(self, entry, told)

@@ -152,6 +152,9 @@ class LifeOfATask(RuleBasedStateMachine):
         task = decode(delivery, SETTINGS)
         life = Key(task.task_id, str(new_id()))
         self.broker.dead.remove(letter)
+        status, newest, _ = self.rows().get(task.task_id, ("", "", 0))
+        if status != "dead" or newest != self.lives[task.task_id].replay:
+            return  # another letter of this death was replayed before
         self.lives[task.task_id] = life
         headers = carried_along(delivery.headers) | {ATTEMPTS: 0, REPLAY: life.replay}
         self.broker.take(task_message(task, NAMES, SETTINGS, headers=headers, reply_to="producer"))

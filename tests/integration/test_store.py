@@ -246,6 +246,8 @@ async def test_a_replay_is_a_new_life_with_the_old_steps(ledger: Ledger) -> None
 async def test_another_life_does_not_go_by_the_dispatches_of_the_last(ledger: Ledger) -> None:
     run = entry()
     await Outbox(ledger).postpone(run, 0, 1, Parcel(b"{}", b"{}", 4), None)
+    dead = {"status": "dead", "finished_at": 1.0}
+    await execute(ledger.store, tasks.update().where(tasks.c.task_id == run.task_id).values(**dead))
     for crashed in (False, True):
         again = await ledger.claim(run.task_id, "0199", "greet", "default", crashed=crashed)
         assert not again.is_stale

@@ -13,13 +13,12 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import event, select, text
-from sqlalchemy.exc import DBAPIError
 from tests.integration.test_store import entry, ledger_of, url
 from tests.rig import eventually
 from tests.stores import Cluster, engine_of, execute, locked, new_database
 
 from warren.client import make_task
-from warren.errors import StoreUnavailable
+from warren.errors import StoreRefused, StoreUnavailable
 from warren.settings import Settings
 from warren.store import Store
 from warren.store_admission import (
@@ -225,10 +224,11 @@ async def test_what_a_database_refuses_is_refused_alone(postgresql: Callable[[],
     async with Store(await new_database(postgresql().url), migrate=True) as store:
         door = admission(store)
         (good,), (bad,) = new(), new()
-        bad = replace(bad, parcel=replace(bad.parcel, priority=2**40))
+        bad = replace(bad, agent_type="refused")
+        await execute(store, text("ALTER TABLE tasks ADD CHECK (agent_type <> 'refused')"))
         let_in, refused = await asyncio.gather(door.admit([good]), door.admit([bad]), return_exceptions=True)
     assert let_in == [Admitted(good.task_id)]
-    assert isinstance(refused, DBAPIError)
+    assert isinstance(refused, StoreRefused)
 
 
 async def test_whoever_asks_while_the_database_goes_away_is_told_and_nothing_is_half_done(

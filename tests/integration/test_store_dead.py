@@ -129,11 +129,31 @@ async def test_an_old_copy_changes_nothing(
     assert await row_of(store, first.task_id) == before
 
 
-@pytest.mark.parametrize("status", ["dead", "succeeded", "running", "discarded"])
-async def test_a_letter_of_a_newer_life_takes_over(store: Store, status: str) -> None:
+@pytest.mark.parametrize("status", ["succeeded", "running", "discarded", "cancelled"])
+async def test_a_life_that_no_replay_made_is_no_life(store: Store, status: str) -> None:
     first = letter(dispatch=4)
     await Letters(store).take_in([first])
     await change(store, first.task_id, status=status)
+    await Letters(store).take_in([replace(first, life="0199", dispatch=1)])
+    row = await row_of(store, first.task_id)
+    assert (row["status"], row["life"]) == (status, "")
+
+
+async def test_a_letter_with_the_id_of_anothers_task_leaves_it_alone(store: Store) -> None:
+    first = letter()
+    await Letters(store).take_in([first])
+    before = await row_of(store, first.task_id)
+    theirs = replace(first, user_id="mallory", life="0199", reason="poison")
+    for _ in range(2):
+        await Letters(store).take_in([theirs, theirs])
+    assert await row_of(store, first.task_id) == before
+    [kept] = await DeadIndex(store).find(Filter(user_id="mallory"), 10)
+    assert kept.reason == "poison"
+
+
+async def test_a_letter_of_a_newer_life_takes_over_from_a_dead_task(store: Store) -> None:
+    first = letter(dispatch=4)
+    await Letters(store).take_in([first])
     await Letters(store).take_in([replace(first, life="0199", dispatch=1, fingerprint="e" * 16)])
     row = await row_of(store, first.task_id)
     assert (row["status"], row["life"], row["fingerprint"]) == ("dead", "0199", "e" * 16)
@@ -142,13 +162,16 @@ async def test_a_letter_of_a_newer_life_takes_over(store: Store, status: str) ->
 
 async def test_letters_of_one_task_in_one_batch_end_as_the_newest(store: Store) -> None:
     first = letter()
-    lives = [replace(first, life=life, reason=reason) for life, reason in (("b", "poison"), ("a", "expired"))]
+    lives = [
+        replace(first, life=life, reason=reason)
+        for life, reason in (("0199-b", "poison"), ("0199-a", "expired"))
+    ]
     await Letters(store).take_in([first, *lives, first])
     row = await row_of(store, first.task_id)
-    assert (row["life"], row["reason"], row["fence"]) == ("b", "poison", 0)
-    await Letters(store).take_in([replace(first, life=life, reason="invalid") for life in "cdc"])
+    assert (row["life"], row["reason"], row["fence"]) == ("0199-b", "poison", 0)
+    await Letters(store).take_in([replace(first, life=f"0199-{life}", reason="invalid") for life in "cdc"])
     row = await row_of(store, first.task_id)
-    assert (row["life"], row["reason"], row["fence"]) == ("d", "invalid", 1)
+    assert (row["life"], row["reason"], row["fence"]) == ("0199-d", "invalid", 1)
 
 
 async def test_text_that_a_column_does_not_take_is_made_to_fit(store: Store) -> None:
@@ -162,9 +185,9 @@ async def test_text_that_a_column_does_not_take_is_made_to_fit(store: Store) -> 
     )
     await Letters(store).take_in([odd])
     row = await row_of(store, odd.task_id)
-    assert row["error_message"].startswith("ab?x")
-    assert (len(row["error_type"]), len(row["agent_type"]), row["user_id"]) == (255, 63, "u")
-    assert (row["attempts"], len(row["reply_to"]), row["correlation_id"]) == (2**31 - 1, 255, "c")
+    assert row["error_message"].startswith("a\\x00b\\ud800x")
+    assert (len(row["error_type"]), len(row["agent_type"]), row["user_id"]) == (255, 63, "u\\x00")
+    assert (row["attempts"], len(row["reply_to"]), row["correlation_id"]) == (2**31 - 1, 255, "c\\x00")
 
 
 async def test_two_desks_that_take_in_the_same_letters_at_once(url: str) -> None:

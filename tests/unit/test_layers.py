@@ -19,15 +19,8 @@ SERVICE: Final = Path(warren.__file__).parent
 # From the bottom to the top. A module may import from its own layer and from those below it.
 LAYERS: Final = {
     "leaves": (
-        "descriptors",
-        "errors",
-        "settings",
-        "loops",
-        "failure",
-        "threads",
-        "cron",
-        "histogram",
-        "tracing",
+        "descriptors", "errors", "settings", "loops", "failure", "threads", "cron", "histogram", "tracing",
+        "times",
     ),
     "adapters": ("topology", "bus", "bus_*", "broker", "broker_*", "store", "store_*"),
     "engine": (

@@ -14,12 +14,13 @@ from pydantic_core import to_json
 from warren import replay as engine
 from warren.errors import ConfigurationError
 from warren.gateway.auth import TheCaller
-from warren.gateway.models import Cursor, Limit, TheBackend, Time, cursor_of, moment, place_of
+from warren.gateway.models import Cursor, Limit, TheBackend, Time, cursor_of, place_of
 from warren.gateway.problems import ProblemError, not_found, problems, unfit
 from warren.gateway.rules import API
 from warren.gateway.texts import Text
 from warren.store_dead import DeadIndex, Filter, Position
 from warren.store_replay import Outcomes, Plan, Replay, Replays
+from warren.times import moment
 from warren_schemas import Reason
 from warren_schemas.values import AgentType
 

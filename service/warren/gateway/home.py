@@ -9,9 +9,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from warren.gateway.auth import COOKIE, Caller, TheCaller
-from warren.gateway.models import TheBackend, moment
+from warren.gateway.models import TheBackend
 from warren.gateway.problems import problems
 from warren.gateway.rules import API
+from warren.times import moment
 
 router = APIRouter(tags=["session"])
 

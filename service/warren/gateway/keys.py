@@ -9,11 +9,12 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from warren.gateway.auth import TheCaller
-from warren.gateway.models import TheBackend, TheGuests, Time, moment, time_of
+from warren.gateway.models import TheBackend, TheGuests, Time
 from warren.gateway.problems import not_found, problems, unfit
 from warren.gateway.rules import API
 from warren.gateway.texts import Text
 from warren.store_keys import Key, Role
+from warren.times import moment, moment_or_none
 
 router = APIRouter(prefix=API, tags=["keys"])
 
@@ -125,6 +126,6 @@ def _view(key: Key) -> dict[str, object]:
         "user_id": key.user_id,
         "role": key.role,
         "created_at": moment(key.created_at),
-        "expires_at": time_of(key.expires_at),
-        "revoked_at": time_of(key.revoked_at),
+        "expires_at": moment_or_none(key.expires_at),
+        "revoked_at": moment_or_none(key.revoked_at),
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from datetime import UTC, datetime
 from typing import Annotated, Final
 from uuid import UUID
 
@@ -46,16 +45,6 @@ Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]
 Cursor = Annotated[str | None, Query(description="The `next` of the last page; it means nothing else.")]
 
 _PLACE: Final = struct.Struct(">d16s")  # a time and an id
-
-
-def moment(seconds: float) -> datetime:
-    """A time of the store, which keeps seconds since the epoch."""
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def time_of(seconds: float | None) -> datetime | None:
-    """The same where there may be none."""
-    return None if seconds is None else moment(seconds)
 
 
 def cursor_of(at: float, task_id: UUID) -> str:

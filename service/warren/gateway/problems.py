@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from warren.errors import BrokerError, ConfigurationError, StoreError, StoreUnavailable
+from warren.errors import BrokerError, ConfigurationError, StoreError, StoreRefused, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -112,14 +112,8 @@ def problem_of(error: Exception) -> ProblemError:
             return ProblemError(error.status_code, str(error.detail), headers=error.headers)
         case RequestValidationError():
             return unfit_model(error)
-        case StoreUnavailable():
-            log.warning("gateway.store_unavailable", error=str(error))
-            return later(
-                503, "the store cannot be used now: nothing was changed, try again", kind="store-down"
-            )
         case StoreError():
-            log.error("gateway.store_unusable", error=str(error))
-            return later(503, "the store cannot be used: its operator has to act", 60, kind="store-unusable")
+            return _problem_of_the_store(error)
         case BrokerError():
             log.warning("gateway.broker_unavailable", error=str(error))
             return later(503, "the broker cannot be used now: try again", kind="broker-down")
@@ -130,6 +124,22 @@ def problem_of(error: Exception) -> ProblemError:
         case _:
             log.error("gateway.bug", exc_info=error)
             return ProblemError(500, "the gateway failed: its log says how", kind="bug")
+
+
+def _problem_of_the_store(error: StoreError) -> ProblemError:
+    match error:
+        case StoreUnavailable():
+            log.warning("gateway.store_unavailable", error=str(error))
+            return later(
+                503, "the store cannot be used now: nothing was changed, try again", kind="store-down"
+            )
+        case StoreRefused():
+            log.error("gateway.store_refused", error=str(error))
+            told = "the store does not take this: nothing was changed"
+            return ProblemError(422, told, kind="store-refused")
+        case _:
+            log.error("gateway.store_unusable", error=str(error))
+            return later(503, "the store cannot be used: its operator has to act", 60, kind="store-unusable")
 
 
 async def answer(_request: Request, error: Exception) -> Response:

@@ -12,11 +12,12 @@ from pydantic_core import from_json, to_json
 from warren import cron
 from warren.errors import ConfigurationError
 from warren.gateway.auth import TheCaller
-from warren.gateway.models import TheBackend, moment, time_of
+from warren.gateway.models import TheBackend
 from warren.gateway.problems import ProblemError, not_found, problems, unfit
 from warren.gateway.rules import API
 from warren.gateway.texts import Text
 from warren.store_schedules import Schedule, Schedules
+from warren.times import moment, moment_or_none
 from warren_schemas import AGENT_TYPE_PATTERN, Priority
 from warren_schemas.values import AgentType
 
@@ -106,5 +107,5 @@ def _view(schedule: Schedule) -> ScheduleView:
         priority=schedule.priority,
         made_by=schedule.made_by,
         next_at=moment(schedule.next_at),
-        last_at=time_of(schedule.last_at),
+        last_at=moment_or_none(schedule.last_at),
     )

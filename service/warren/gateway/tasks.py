@@ -10,11 +10,12 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field, JsonValue
 
 from warren.gateway.auth import Caller, TheCaller
-from warren.gateway.models import Cursor, Limit, TheBackend, cursor_of, moment, place_of, time_of
+from warren.gateway.models import Cursor, Limit, TheBackend, cursor_of, place_of
 from warren.gateway.problems import ProblemError, not_found, problems
 from warren.gateway.rules import API
 from warren.store_archive import TaskRecord
 from warren.store_tasks import Position, TaskLine, TaskList
+from warren.times import moment, moment_or_none
 from warren_schemas.values import AgentType
 
 router = APIRouter(prefix=API, tags=["tasks"])
@@ -155,7 +156,7 @@ async def find(backend: TheBackend, caller: Caller, task_id: UUID) -> TaskRecord
 
 def _summary(line: TaskLine) -> TaskSummary:
     plain = {name: getattr(line, name) for name in TaskSummary.model_fields if not name.endswith("_at")}
-    times = {name: time_of(getattr(line, name)) for name in _TIMES}
+    times = {name: moment_or_none(getattr(line, name)) for name in _TIMES}
     return TaskSummary(**plain, **times, updated_at=moment(line.updated_at))
 
 

@@ -1,0 +1,33 @@
+"""Times in seconds since the epoch, kept within what a calendar can show. Nothing here raises."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+
+# A day from the ends of the calendar, so that every time zone can show them.
+EARLIEST: Final = datetime(1, 1, 2, tzinfo=UTC)
+LATEST: Final = datetime(9999, 12, 30, tzinfo=UTC)
+_FIRST: Final = EARLIEST.timestamp()
+_LAST: Final = LATEST.timestamp()
+
+
+def bounded(seconds: object) -> float:
+    """The time, or the end of the calendar that it is beyond. The epoch for what is no time."""
+    try:
+        at = float(seconds)  # type: ignore[arg-type]
+    except OverflowError:
+        return _LAST
+    except (TypeError, ValueError):
+        return 0.0
+    return 0.0 if at != at else min(max(at, _FIRST), _LAST)  # noqa: PLR0124 - only NaN differs from itself
+
+
+def moment(seconds: object) -> datetime:
+    """The same as a datetime in UTC."""
+    return datetime.fromtimestamp(bounded(seconds), UTC)
+
+
+def moment_or_none(seconds: object) -> datetime | None:
+    """The same where there may be none."""
+    return None if seconds is None else moment(seconds)
