@@ -20,8 +20,8 @@ class Subscription:
     """A queue that only this connection may use and that goes with it, bound to an exchange by patterns.
 
     `on_delivery` acknowledges; it must not block. `on_declared` is called whenever there is a new queue: what
-    was published since the last one was lost is missed. `prefix` begins the queue's name. The exchange is
-    declared too where `kind` says what it is; who may only listen has no right to that.
+    was published since the last one was lost is missed. `prefix` begins the queue's name. A missing
+    exchange is declared where `kind` says what it is, which needs a permission that listeners do not have.
     """
 
     def __init__(
@@ -46,9 +46,10 @@ class Subscription:
         # A new name each time: until the broker has noticed that the last connection is gone, the queue
         # that was exclusive to it is locked.
         name = self._consumer.queue = self._new_name()
+        is_there = not self._exchanges or await self._connection.has_exchange(self._exchange)
         await self._connection.declare(
             Topology(
-                self._exchanges,
+                () if is_there else self._exchanges,
                 (Queue(name, exclusive=True),),
                 tuple(Binding(self._exchange, name, pattern) for pattern in self._patterns),
             )
