@@ -334,11 +334,31 @@ class Connection:
         await self.administer(act)
 
     async def has_exchange(self, name: str) -> bool:
-        """Whether the exchange is there. Looking needs no permission to configure."""
+        """Whether the exchange is there; see `has`."""
         try:
             await self.administer(lambda channel: channel.exchange_declare(name, passive=True))
         except NotDeclared:
             return False
+        except AccessRefused:
+            pass
+        return True
+
+    async def has(self, topology: Topology) -> bool:
+        """Whether all exchanges and queues are there.
+
+        Looking needs no permission to configure. RabbitMQ 4.3 wants any permission for it: what it refuses to
+        show counts as there, because then we may not declare it either.
+        """
+        for exchange in topology.exchanges:
+            if not await self.has_exchange(exchange.name):
+                return False
+        for queue in topology.queues:
+            try:
+                await self.look(queue.name)
+            except NotDeclared:
+                return False
+            except AccessRefused:
+                continue
         return True
 
     async def delete_queue(self, queue: str) -> None:

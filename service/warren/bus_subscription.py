@@ -26,8 +26,8 @@ class Subscription:
     """A queue that only this connection may use and that goes with it, bound to an exchange by patterns.
 
     `on_delivery` acknowledges; it must not block. `on_declared` is called whenever there is a new queue: what
-    was published since the last one was lost is missed. `prefix` begins the queue's name. The exchange is
-    declared too where `kind` says what it is; who may only listen has no right to that.
+    was published since the last one was lost is missed. `prefix` begins the queue's name. A missing
+    exchange is declared where `kind` says what it is, which needs a permission that listeners do not have.
     """
 
     def __init__(
@@ -53,10 +53,15 @@ class Subscription:
         # that was exclusive to it is locked.
         name = self._consumer.queue = self._new_name()
         await self._connection.declare(
-            Topology(self._exchanges, (Queue(name, exclusive=True),), self._bindings())
+            Topology(await self._missing(), (Queue(name, exclusive=True),), self._bindings())
         )
         self._is_declared = True
         self._on_declared()
+
+    async def _missing(self) -> tuple[Exchange, ...]:
+        """The exchange, where it is missing and ours to declare: looking needs fewer rights than declaring."""
+        is_there = not self._exchanges or await self._connection.has_exchange(self._exchange)
+        return () if is_there else self._exchanges
 
     def _bindings(self) -> tuple[Binding, ...]:
         return tuple(Binding(self._exchange, self._consumer.queue, pattern) for pattern in self._patterns)
@@ -82,7 +87,7 @@ class Subscription:
             if not self._connection.is_open:
                 continue
             try:
-                await self._connection.declare(Topology(self._exchanges, (), self._bindings()))
+                await self._connection.declare(Topology(await self._missing(), (), self._bindings()))
             except (BrokerError, ConfigurationError) as error:
                 log.info("subscription.unbound", exchange=self._exchange, error=str(error))
 

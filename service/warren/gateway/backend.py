@@ -157,8 +157,13 @@ class Backend:
         await self._declare_on(self._publishing)
 
     async def _declare_on(self, connection: Connection) -> None:
-        """What is there without any agent: exchanges, the ageing and the dead queue."""
-        await connection.declare(topology((), connection.profile, self.settings))
+        """What is there without any agent: exchanges, the ageing and the dead queue.
+
+        Workers declare them too, so that a gateway needs no permission for it once they are there.
+        """
+        wanted = topology((), connection.profile, self.settings)
+        if not await connection.has(wanted):
+            await connection.declare(wanted)
 
 
 def _unheard(_up: bool, _reason: str) -> None:  # noqa: FBT001 - the ledger calls it so
