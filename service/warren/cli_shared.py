@@ -75,8 +75,9 @@ def _told(detail: Any) -> str:
     if not detail["loc"]:
         return str(detail["msg"]).removeprefix("Value error, ")
     name = f"WARREN_{'_'.join(str(part) for part in detail['loc']).upper()}"
-    value = "its value" if name == "WARREN_AMQP_URL" else repr(detail["input"])
-    return f"{name}: {value}: {str(detail['msg']).removeprefix('Value error, ')}"
+    told = str(detail["msg"]).removeprefix("Value error, ")
+    # An address names its setting itself, and shows no password.
+    return told if told.startswith(name) else f"{name}: {detail['input']!r}: {told}"
 
 
 def parse_json(text: str, where: str) -> Any:

@@ -5,6 +5,7 @@ Only the modules named `store…` know SQLAlchemy.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,15 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, make_url
+from sqlalchemy import URL, Connection, func, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from warren.addresses import STORE_SETTING, Address, postgresql_address
 from warren.errors import ConfigurationError, StoreUnavailable, StoreUnusable
 from warren.settings import Settings, state_folder, without_password
 from warren.store_databases import PostgresqlServer, SqliteFile
+from warren.store_postgresql import Refused
 
 T = TypeVar("T")
 
@@ -30,6 +33,9 @@ T = TypeVar("T")
 PASSING_CLASSES: Final = {"08", "40", "53", "57"}
 # What comes and goes by itself: a server that restarts, a network, a full disk, a lock.
 PASSING: Final = (OperationalError, InterfaceError, PoolTimeout, OSError, sqlite3.OperationalError)
+
+MIGRATION_PAUSE: Final = 0.2  # seconds between two looks whether another process has migrated
+MIGRATION_LOCK: Final = (0x77617272, 1)  # its number among PostgreSQL's advisory locks: "warr", 1
 
 
 def default_url() -> str:
@@ -46,12 +52,11 @@ class Store:
     """
 
     def __init__(self, url: str, *, migrate: bool = False) -> None:
-        parsed = _parsed(url)
-        backend = parsed.get_backend_name()
         self.url = without_password(url)
-        self.is_sqlite = backend == "sqlite"
+        self.is_sqlite = url.startswith("sqlite")
         self._migrates = migrate or self.is_sqlite
-        self._database = SqliteFile(parsed) if self.is_sqlite else PostgresqlServer(parsed)
+        self._was_usable = False
+        self._database = SqliteFile(_sqlite(url)) if self.is_sqlite else PostgresqlServer(_postgresql(url))
 
     @classmethod
     def of(cls, settings: Settings, *, migrate: bool = False) -> Self | None:
@@ -62,11 +67,20 @@ class Store:
     async def __aenter__(self) -> Self:
         try:
             await self._database.prepare()
-            await self.run(_migrate if self._migrates else _check_version)
+            if self._migrates:
+                await self._migrate()
+            else:
+                await self.run(_check_version)
         except BaseException:
             await self._database.close()
             raise
+        self._was_usable = True
         return self
+
+    async def _migrate(self) -> None:
+        """Migrate, or wait until another process has: of several that start together, one does it."""
+        while not await self.run(_migrated):  # noqa: ASYNC110 - another process gives no signal
+            await asyncio.sleep(MIGRATION_PAUSE)
 
     async def __aexit__(self, *_: object) -> None:
         await self._database.close()
@@ -102,6 +116,10 @@ class Store:
     def _translating(self) -> Iterator[None]:
         try:
             yield
+        except Refused as error:
+            # Whoever was let in once waits: the server's operator can undo what shuts us out now.
+            kind = StoreUnavailable if self._was_usable else StoreUnusable
+            raise kind(f"the store {self.url} cannot be used: {error}") from error
         except (DBAPIError, PoolTimeout, sqlite3.Error, OSError) as error:
             raise self._translated(error) from error
 
@@ -122,15 +140,22 @@ class Store:
         return error
 
 
-def _parsed(url: str) -> URL:
-    wrong = f"WARREN_STORE_URL: {without_password(url)!r} is neither sqlite:///FILE nor postgresql://…"
+def _sqlite(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise ConfigurationError(wrong) from error
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise ConfigurationError(wrong)
+    except (ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or parsed.get_backend_name() != "sqlite" or parsed.host:
+        raise ConfigurationError(f"{STORE_SETTING}: {without_password(url)!r} must look like sqlite:///FILE")
     return parsed
+
+
+def _postgresql(url: str) -> Address:
+    if not url.startswith("postgres"):
+        raise ConfigurationError(
+            f"{STORE_SETTING}: {without_password(url)!r} is neither sqlite:///FILE nor postgresql://…"
+        )
+    return postgresql_address(url)
 
 
 def _alembic(connection: Connection) -> Config:
@@ -140,9 +165,15 @@ def _alembic(connection: Connection) -> Config:
     return config
 
 
-def _migrate(connection: Connection) -> None:
+def _migrated(connection: Connection) -> bool:
+    """Migrate in this transaction; false where another process is at it. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        lock = select(func.pg_try_advisory_xact_lock(*MIGRATION_LOCK))
+        if not connection.scalar(lock):
+            return False
     _refuse_newer(connection)
     command.upgrade(_alembic(connection), "head")
+    return True
 
 
 def _refuse_newer(connection: Connection) -> None:

@@ -14,13 +14,14 @@ from typing import Any, Final, TypeVar, cast
 from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from warren import store_postgresql
+from warren.addresses import Address
 from warren.errors import ConfigurationError, StoreUnusable
 
 T = TypeVar("T")
 
 BUSY_TIMEOUT: Final = 30_000  # milliseconds that SQLite waits for another process's write
 POOL_TIMEOUT: Final = 10  # seconds to wait for a connection to PostgreSQL
-COMMAND_TIMEOUT: Final = 30  # seconds that one statement there may take
 # It takes the write lock at once: SQLite has no row locks, and refuses to turn a read into a write.
 BEGIN: Final = "BEGIN IMMEDIATE"
 ONLY_READS: Final = "warren_only_reads"  # the option of a connection that does without that lock
@@ -36,7 +37,7 @@ class SqliteFile:
 
     def __init__(self, url: URL) -> None:
         self._file = Path(url.database) if url.database else None
-        self._engine = create_engine(url.set(drivername="sqlite"))
+        self._engine = create_engine(url.set(drivername="sqlite"), hide_parameters=True)
         event.listen(self._engine, "connect", _prepare_connection)
         event.listen(self._engine, "begin", _begin)
         self._reader = self._engine.execution_options(**{ONLY_READS: True})
@@ -107,14 +108,15 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 class PostgresqlServer:
     """A PostgreSQL server, through asyncpg."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, address: Address) -> None:
+        self._connecting = store_postgresql.Connecting(address)
         try:
             self._engine = create_async_engine(
-                url.set(drivername="postgresql+asyncpg"),
+                "postgresql+asyncpg://",
+                async_creator=self._connecting.connect,
+                hide_parameters=True,
                 pool_pre_ping=True,
                 pool_timeout=POOL_TIMEOUT,
-                # A server that hangs counts as one that is away: asyncpg raises TimeoutError, an OSError.
-                connect_args={"timeout": POOL_TIMEOUT, "command_timeout": COMMAND_TIMEOUT},
             )
         except ModuleNotFoundError as error:
             raise ConfigurationError(
@@ -123,7 +125,8 @@ class PostgresqlServer:
             ) from error
 
     async def prepare(self) -> None:
-        """Nothing: the server is there, or the first transaction says that it is not."""
+        """Look at the files that the address names. Raises ConfigurationError for one that cannot be read."""
+        await asyncio.to_thread(self._connecting.check_files)
 
     async def close(self) -> None:
         """Close what is open."""
