@@ -121,6 +121,7 @@ class Store:
             kind = StoreUnavailable if self._was_usable else StoreUnusable
             raise kind(f"the store {self.url} cannot be used: {error}") from error
         except (DBAPIError, PoolTimeout, sqlite3.Error, OSError) as error:
+            _without_rows(error)
             raise self._translated(error) from error
 
     def _translated(self, error: Exception) -> Exception:
@@ -140,22 +141,37 @@ class Store:
         return error
 
 
+def _without_rows(error: BaseException) -> None:
+    """Take PostgreSQL's DETAIL out of an error: it quotes the row, payload included, and is logged."""
+    if isinstance(error, DBAPIError):
+        error.args = tuple(str(one).partition("\nDETAIL:")[0] for one in error.args)
+    driver: BaseException | None = error.orig if isinstance(error, DBAPIError) else None
+    while driver is not None:
+        if hasattr(driver, "detail"):
+            driver.detail = None
+        driver.args = tuple(str(one).partition("\nDETAIL:")[0] for one in driver.args)
+        driver = driver.__cause__
+
+
 def _sqlite(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         parsed = None
     if parsed is None or parsed.get_backend_name() != "sqlite" or parsed.host:
-        raise ConfigurationError(f"{STORE_SETTING}: {without_password(url)!r} must look like sqlite:///FILE")
+        raise _unknown(url)
     return parsed
 
 
 def _postgresql(url: str) -> Address:
     if not url.startswith("postgres"):
-        raise ConfigurationError(
-            f"{STORE_SETTING}: {without_password(url)!r} is neither sqlite:///FILE nor postgresql://…"
-        )
+        raise _unknown(url)
     return postgresql_address(url)
+
+
+def _unknown(url: str) -> ConfigurationError:
+    shown = without_password(url)
+    return ConfigurationError(f"{STORE_SETTING}: {shown!r} is neither sqlite:///FILE nor postgresql://…")
 
 
 def _alembic(connection: Connection) -> Config:

@@ -7,21 +7,23 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from warren import store_postgresql
 from warren.addresses import Address
 from warren.errors import ConfigurationError, StoreUnusable
+from warren.settings import state_folder
+from warren.store_postgresql import Connecting
 
 T = TypeVar("T")
 
 BUSY_TIMEOUT: Final = 30_000  # milliseconds that SQLite waits for another process's write
 POOL_TIMEOUT: Final = 10  # seconds to wait for a connection to PostgreSQL
+COMMAND_TIMEOUT: Final = 30  # seconds that one statement there may take
 # It takes the write lock at once: SQLite has no row locks, and refuses to turn a read into a write.
 BEGIN: Final = "BEGIN IMMEDIATE"
 ONLY_READS: Final = "warren_only_reads"  # the option of a connection that does without that lock
@@ -109,7 +111,7 @@ class PostgresqlServer:
     """A PostgreSQL server, through asyncpg."""
 
     def __init__(self, address: Address) -> None:
-        self._connecting = store_postgresql.Connecting(address)
+        self._connecting = Connecting(address, COMMAND_TIMEOUT)
         try:
             self._engine = create_async_engine(
                 "postgresql+asyncpg://",
@@ -144,13 +146,37 @@ class PostgresqlServer:
 
 def _make_room_for(file: Path) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in reversed([one for one in file.parents if not one.exists()]):
+            folder.mkdir(exist_ok=True, mode=0o700)
     except OSError as error:
         raise StoreUnusable(f"cannot make a folder for the store: {error}") from error
     # SQLite only says "unable to open"; it needs the folder too, for its write-ahead log.
     for path in (file.parent, file):
         if path.exists() and not os.access(path, os.W_OK):
             raise StoreUnusable(f"the store {file} is read-only: {path} cannot be written")
+    _make_private(file)
+
+
+def _make_private(file: Path) -> None:
+    """Only its owner may read the store: payloads and results are in it. What is there already is narrowed.
+
+    SQLite gives its write-ahead log and index the mode of the file (https://sqlite.org/wal.html).
+    """
+    try:
+        file.touch(mode=0o600)
+        for one in (file, file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-shm")):
+            _narrow(one, 0o600)
+        if file.parent == state_folder():  # ours; any other folder is its owner's affair
+            _narrow(file.parent, 0o700)
+    except OSError as error:
+        raise StoreUnusable(f"cannot make the store {file} private: {error}") from error
+
+
+def _narrow(path: Path, mode: int) -> None:
+    with suppress(FileNotFoundError):  # another process has just removed its log
+        found = path.stat()
+        if found.st_uid == os.geteuid() and found.st_mode & 0o077:
+            path.chmod(mode)
 
 
 def _prepare_connection(connection: Any, _record: Any) -> None:

@@ -11,7 +11,6 @@ from warren.addresses import STORE_SETTING, Address
 from warren.errors import ConfigurationError
 
 CONNECT_TIMEOUT: Final = 10  # seconds
-COMMAND_TIMEOUT: Final = 30  # seconds that one statement may take
 _FILES: Final = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile")
 _FOR_THE_SERVER: Final = ("application_name", "options")
 _NOT_FOR_ASYNCPG: Final = (*_FOR_THE_SERVER, "connect_timeout", "channel_binding")
@@ -26,11 +25,11 @@ class Refused(Exception):
 
 
 class Connecting:
-    """Makes connections to the servers of an address."""
+    """Makes connections to the servers of an address. `command_timeout` is in seconds, for one statement."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, command_timeout: float) -> None:
         self._files = {name: address.parameters[name] for name in _FILES if name in address.parameters}
-        self._arguments = _arguments(address)
+        self._arguments = _arguments(address) | {"command_timeout": command_timeout}
 
     def check_files(self) -> None:
         """Raise ConfigurationError for a file of the address that cannot be read."""
@@ -80,7 +79,6 @@ def _arguments(address: Address) -> dict[str, Any]:
         "server_settings": {name: given[name] for name in _FOR_THE_SERVER if name in given},
         # A server that hangs counts as one that is away: asyncpg raises TimeoutError, an OSError.
         "timeout": float(given.get("connect_timeout", 0)) or CONNECT_TIMEOUT,
-        "command_timeout": COMMAND_TIMEOUT,
     }
     if address.hosts:
         arguments["host"] = [host.name or "localhost" for host in address.hosts]

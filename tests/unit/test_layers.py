@@ -20,6 +20,7 @@ SERVICE: Final = Path(warren.__file__).parent
 LAYERS: Final = {
     "leaves": (
         "errors", "addresses", "settings", "loops", "failure", "threads", "cron", "histogram", "tracing",
+        "terminal_text",
     ),
     "adapters": ("topology", "bus", "bus_*", "broker", "broker_*", "store", "store_*"),
     "engine": (
