@@ -211,7 +211,7 @@ class Connection:
         except (*LOST, TimeoutError) as error:
             if is_cancelled():  # lost when both come at once (`asyncio.wait_for` of Python 3.11)
                 raise asyncio.CancelledError from error
-            if refused := what_tls_refused(error):
+            if self._address.scheme == "amqps" and (refused := what_tls_refused(error)):
                 raise BrokerUnavailable(f"{without_password(self.url)}: {refused}") from error
             raise translate(error, self.url) from error
         if outer.transport is None:

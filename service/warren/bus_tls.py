@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from asyncio import IncompleteReadError
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +13,8 @@ from warren.errors import ConfigurationError
 # What a connection that breaks off says in the words of TLS: no refusal.
 _BROKEN_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
+
+_OUR_CERTIFICATE = "If it wants a client certificate: ?certfile=FILE&keyfile=FILE"
 
 T = TypeVar("T")
 
@@ -65,5 +68,7 @@ def what_tls_refused(error: BaseException) -> str | None:
         )
     if isinstance(cause, ssl.SSLError) and not isinstance(cause, _BROKEN_OFF):
         why = cause.reason or cause
-        return f"TLS fails: {why}. A client certificate is given with ?certfile=FILE&keyfile=FILE"
+        return f"TLS fails: {why}. {_OUR_CERTIFICATE}"
+    if isinstance(cause, (ConnectionResetError, IncompleteReadError)):  # its alert can get lost on the way
+        return f"it broke off the handshake ({error}). {_OUR_CERTIFICATE}"
     return None

@@ -20,7 +20,7 @@ from warren.errors import ConfigurationError, StoreUnusable
 from warren.store import Store
 from warren.store_schema import tasks
 
-SECRET: Final = "".join(["hunt", "er2"])  # a traceback quotes the line that has it
+SECRET: Final = f"hunter{1 + 1}"  # a traceback quotes the line that has it
 
 
 def mode(path: Path) -> int:
