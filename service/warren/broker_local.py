@@ -28,8 +28,10 @@ def silent(_text: str) -> None:
 
 
 def private_folder(folder: Path) -> None:
-    """Make `folder`, for its owner's eyes only."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Make `folder`, for its owner's eyes only, as are the folders above it that are made for it."""
+    for missing in reversed([one for one in folder.parents if not one.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
 
 

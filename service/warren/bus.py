@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import aio_pika
 import structlog
@@ -31,10 +31,13 @@ from aiormq.exceptions import (
     ProbableAuthenticationError,
 )
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from yarl import URL
 
 from warren import bus_lenient
+from warren.addresses import Address, amqp_address
 from warren.bus_outage import Rarely
-from warren.errors import AccessRefused, BrokerUnavailable, NotDeclared, QueueMismatch
+from warren.bus_tls import tls_context, what_tls_refused
+from warren.errors import AccessRefused, BrokerUnavailable, ConfigurationError, NotDeclared, QueueMismatch
 from warren.loops import is_cancelled
 from warren.settings import Settings, without_password
 from warren.topology import Profile, Topology, profile_for
@@ -96,7 +99,8 @@ class QueueState(NamedTuple):
 
 def translate(error: BaseException, url: str) -> Exception:
     """The error of ours that says what a failed connection attempt or declaration means."""
-    where, user = without_password(url), urlsplit(url).username or "guest"
+    address = amqp_address(url)
+    where, user = without_password(url), address.user or "guest"
     match error:
         case ChannelPreconditionFailed() if found := _MISMATCH.search(str(error)):
             return QueueMismatch(found["name"], found["argument"], found["wanted"], found["found"])
@@ -110,9 +114,8 @@ def translate(error: BaseException, url: str) -> Exception:
             return AccessRefused(f"{where} refuses user {user!r}: {error}")
         case InvalidFrameError() if "Connection.OpenOk" in str(error):
             # aiormq drops the broker's words here; only these make Connection.Open fail.
-            vhost = unquote(urlsplit(url).path[1:]) or "/"
             return AccessRefused(
-                f"{where} refuses virtual host {vhost!r} to user {user!r}: "
+                f"{where} refuses virtual host {address.path!r} to user {user!r}: "
                 "it does not exist, or the user has no permission for it, or its connection limit is reached"
             )
         case TimeoutError():
@@ -146,6 +149,15 @@ def why_closed(channel: AbstractChannel) -> BaseException | None:
     return error
 
 
+def _library_url(address: Address, settings: Settings) -> URL:
+    """The address as aiormq reads it, which knows no other way to be told a heartbeat."""
+    options = {"heartbeat": str(settings.amqp_heartbeat)}
+    options |= {
+        name: address.parameters[name] for name in ("heartbeat", "auth") if name in address.parameters
+    }
+    return URL(replace(address, parameters=options).url, encoded=True)
+
+
 class Connection:
     """One connection that is kept alive: lost, it is opened again for ever, with backoff and jitter.
 
@@ -161,6 +173,7 @@ class Connection:
         on_open: Callable[[Connection], Awaitable[None]] | None = None,
     ) -> None:
         self.settings, self.url, self.name = settings, url, name
+        self._address = amqp_address(url)
         self._on_open = on_open
         self._link: AbstractConnection | None = None
         self._outer: aio_pika.abc.AbstractConnection | None = None
@@ -189,11 +202,18 @@ class Connection:
         return self._profile
 
     async def open(self) -> None:
-        """Connect once. Raises BrokerUnavailable, AccessRefused or what `on_open` raises."""
+        """Connect once.
+
+        Raises BrokerUnavailable, AccessRefused, ConfigurationError for certificates that cannot be read, or
+        what `on_open` raises.
+        """
         outer = aio_pika.Connection(
-            aio_pika.connection.make_url(self.url, heartbeat=str(self.settings.amqp_heartbeat)),
+            _library_url(self._address, self.settings),
+            ssl_context=await self._tls(),
             client_properties={"connection_name": self.name},
         )
+        if server_name := self._address.parameters.get("server_name"):
+            outer.kwargs["server_hostname"] = server_name  # asyncio's name for it
         try:
             await self._open(outer)
         except BaseException:
@@ -204,12 +224,23 @@ class Connection:
         self.reconnects += 1
         self._ready.set()
 
+    async def _tls(self) -> ssl.SSLContext | None:
+        """Read anew for each connect, since certificates are renewed while we run."""
+        try:
+            return await asyncio.to_thread(tls_context, self._address)
+        except ConfigurationError as error:
+            if self.reconnects < 0:
+                raise
+            raise BrokerUnavailable(str(error)) from error  # they worked before: they may again
+
     async def _open(self, outer: aio_pika.Connection) -> None:
         try:
             await outer.connect(timeout=self.settings.connect_timeout)
         except Exception as error:
             if is_cancelled():  # lost when both come at once (`asyncio.wait_for` of Python 3.11)
                 raise asyncio.CancelledError from error
+            if self._address.scheme == "amqps" and (refused := what_tls_refused(error)):
+                raise BrokerUnavailable(f"{without_password(self.url)}: {refused}") from error
             raise not_reachable(error, self.url) from error
         if outer.transport is None:
             raise BrokerUnavailable(f"{without_password(self.url)} closed the connection at once")

@@ -59,7 +59,7 @@ class Subscription:
         self._on_declared()
 
     async def _missing(self) -> tuple[Exchange, ...]:
-        """The exchange, where it is missing and ours to declare: looking needs fewer rights than declaring."""
+        """The exchange, where it is missing and ours to declare: looking needs fewer rights."""
         is_there = not self._exchanges or await self._connection.has_exchange(self._exchange)
         return () if is_there else self._exchanges
 

@@ -30,7 +30,7 @@ from warren import (
     tracing,
 )
 from warren.agents import Warren
-from warren.cli_shared import err, examples, out, read_settings
+from warren.cli_shared import err, examples, out, print_uncaught, read_settings
 from warren.client import Client
 from warren.errors import ConfigurationError, WarrenError
 from warren.failure import what_does_not_fit
@@ -197,6 +197,7 @@ def main() -> None:
     Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 124 not done in time, 130 Ctrl-C, 141 whoever
     read its output has gone.
     """
+    sys.excepthook = print_uncaught
     try:
         cli()
     except KeyboardInterrupt:

@@ -96,7 +96,7 @@ def _print_tasks(found: Sequence[DeadTask], total: int) -> None:
             table.add_row(
                 str(task.task_id),
                 escape(task.agent_type),
-                task.reason,
+                escape(task.reason),
                 str(task.attempts),
                 _told(task.died_at),
                 _error(task),

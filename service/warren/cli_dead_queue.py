@@ -43,7 +43,7 @@ def _row(letter: DeadLetter) -> list[str]:
     return [
         escape(letter.task_id),
         escape(letter.agent_type),
-        headers.reason,
+        escape(headers.reason),
         str(headers.attempts),
         f"{headers.last_failed_at:%Y-%m-%d %H:%M:%S}" if headers.last_failed_at else "",
         escape(error[0] if error else "(dead-lettered by the broker)"),

@@ -70,7 +70,7 @@ def add(
     schedule = Schedule(name, agent_type, expression, body, user_id, cast("Priority", priority))
     _check_task(schedule, settings)
     added = runtime.run(_add(find_store(settings), schedule))
-    out.print(f"{added.name}: next at {_shown(added.next_at)}", soft_wrap=True, highlight=False)
+    out.print(f"{escape(added.name)}: next at {_shown(added.next_at)}", soft_wrap=True, highlight=False)
 
 
 def _check_name(name: str, what: str) -> None:

@@ -6,14 +6,17 @@ import json
 import os
 import re
 import signal
-from collections.abc import AsyncIterator
+import traceback
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import Any, Final, NoReturn
 from uuid import UUID
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from warren import broker
 from warren.bus import Connection
@@ -22,12 +25,19 @@ from warren.errors import ConfigurationError
 from warren.loops import Loops
 from warren.settings import Settings
 from warren.store import Store
+from warren.terminal_text import clean
 
 READER_GONE: Final = 128 + signal.SIGPIPE  # the exit status that a shell gives whom SIGPIPE ended
 WIDEST: Final = 10_000  # columns of what is no terminal: nothing is cut off
 
 
 class _Console(Console):
+    """All that the command line prints goes through here: text of others is cleaned, JSON stays the same."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=clean(segment.text))
+
     def on_broken_pipe(self) -> NoReturn:
         """Whoever read this has gone (`| head`): end without a word, as SIGPIPE ends other programs."""
         self.quiet = True
@@ -36,8 +46,8 @@ class _Console(Console):
         raise SystemExit(READER_GONE)
 
 
-out = _Console()
-err = _Console(stderr=True)
+out = _Console(emoji=False)  # or a payload's `:bomb:` would be drawn
+err = _Console(stderr=True, emoji=False)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -50,9 +60,16 @@ def examples(*commands: str) -> str:
 def print_line(line: bytes) -> None:
     """Print a line that may be long, as it is."""
     try:
-        typer.echo(line)
+        typer.echo(clean(line.decode()))
     except BrokenPipeError:
         out.on_broken_pipe()
+
+
+def print_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The traceback of a bug, cleaned as everything else: its message may hold text of others."""
+    err.print(
+        "".join(traceback.format_exception(kind, error, trace)), soft_wrap=True, markup=False, highlight=False
+    )
 
 
 def print_wide(shown: RenderableType, at_least: int = 0) -> None:
@@ -60,7 +77,7 @@ def print_wide(shown: RenderableType, at_least: int = 0) -> None:
 
     What is no terminal gets it as wide as it is.
     """
-    _Console(width=max(out.width, at_least if out.is_terminal else WIDEST)).print(shown)
+    _Console(emoji=False, width=max(out.width, at_least if out.is_terminal else WIDEST)).print(shown)
 
 
 def read_settings() -> Settings:
@@ -75,8 +92,9 @@ def _told(detail: Any) -> str:
     if not detail["loc"]:
         return str(detail["msg"]).removeprefix("Value error, ")
     name = f"WARREN_{'_'.join(str(part) for part in detail['loc']).upper()}"
-    value = "its value" if name == "WARREN_AMQP_URL" else repr(detail["input"])
-    return f"{name}: {value}: {str(detail['msg']).removeprefix('Value error, ')}"
+    told = str(detail["msg"]).removeprefix("Value error, ")
+    # An address names its setting itself, and shows no password.
+    return told if told.startswith(name) else f"{name}: {detail['input']!r}: {told}"
 
 
 def parse_json(text: str, where: str) -> Any:

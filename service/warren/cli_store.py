@@ -90,15 +90,17 @@ def _print(record: TaskRecord) -> None:
         if value is not None:
             out.print(f"[bold]{name}[/]: {escape(str(value))}", soft_wrap=True, highlight=False)
     for one in failed:
+        where = escape(one["worker_id"])
         out.print(
             f"[bold]attempt {one['number']}[/]: {one['failed_at']:%Y-%m-%d %H:%M:%S} "
-            f"{escape(one['error_type'])}: {escape(one['error_message'])} [dim]on {one['worker_id']}[/]",
+            f"{escape(one['error_type'])}: {escape(one['error_message'])} [dim]on {where}[/]",
             soft_wrap=True,
             highlight=False,
         )
     for one in steps:
+        where = escape(one["worker_id"])
         out.print(
-            f"[bold]step {escape(one['name'])}[/]: {escape(str(one['value']))} [dim]on {one['worker_id']}[/]",
+            f"[bold]step {escape(one['name'])}[/]: {escape(str(one['value']))} [dim]on {where}[/]",
             soft_wrap=True,
             highlight=False,
         )

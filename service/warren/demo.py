@@ -16,12 +16,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import structlog
 from pydantic import SecretStr
 
+from warren.addresses import amqp_address
 from warren.bus import Connection
 from warren.client import Client
 from warren.demo_agents import AGENT_TYPE, HANGING, RAISING, TIMEOUT
@@ -93,7 +93,7 @@ async def run_in(folder: Path, settings: Settings, url: str, count: int, show: S
 
     Raises ConfigurationError for a broker that takes TLS only, WorkerEnded when a worker ends unasked.
     """
-    if urlsplit(url).scheme == "amqps":
+    if amqp_address(url).scheme == "amqps":
         raise ConfigurationError(
             "the demo cuts connections in a proxy, which TLS prevents: name an amqp:// URL"
         )
@@ -117,13 +117,10 @@ def store_in(folder: Path) -> str:
 
 async def _stage(scene: Scene) -> float:
     """Bring everybody on, let the tasks run, and see everybody off. Returns the seconds of the tasks."""
-    address = urlsplit(scene.url)
+    [host] = amqp_address(scene.url).hosts
     async with AsyncExitStack() as stack:
         proxies = [
-            await stack.enter_async_context(
-                TcpProxy(address.hostname or "localhost", address.port or AMQP_PORT)
-            )
-            for _ in HEARTBEATS
+            await stack.enter_async_context(TcpProxy(host.name, host.port or AMQP_PORT)) for _ in HEARTBEATS
         ]
         client = await stack.enter_async_context(Client(scene.url, settings=scene.settings))
         loops = await stack.enter_async_context(Loops())

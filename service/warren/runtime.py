@@ -21,6 +21,7 @@ from warren.agents import Warren
 from warren.descriptors import raise_limit
 from warren.errors import ConfigurationError
 from warren.settings import Settings
+from warren.terminal_text import CleanFormatter, clean_event, clean_traceback
 from warren.worker import Worker
 
 T = TypeVar("T")
@@ -119,7 +120,7 @@ async def work(app: Warren, settings: Settings, url: str) -> None:
 
 
 def _for_people() -> Sequence[structlog.types.Processor]:
-    return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    return [clean_event, structlog.dev.ConsoleRenderer(exception_formatter=clean_traceback)]
 
 
 def _for_machines() -> Sequence[structlog.types.Processor]:
@@ -144,6 +145,8 @@ def configure_logging(settings: Settings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    if logging.lastResort is not None:  # asyncio tells there of what went wrong
+        logging.lastResort.setFormatter(CleanFormatter())
     # What these say about a lost connection, we say once and in our own words.
     for noisy in ("aiormq", "aio_pika"):
         logging.getLogger(noisy).setLevel(logging.DEBUG if level == logging.DEBUG else logging.CRITICAL)

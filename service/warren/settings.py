@@ -9,11 +9,13 @@ import os
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from warren.addresses import amqp_address
+from warren.addresses import without_password as without_password  # noqa: PLC0414 - for importers
+from warren.errors import ConfigurationError
 from warren_schemas import LONGEST_INTERVAL, SHORTEST_INTERVAL
 
 KIB = 1024
@@ -33,12 +35,15 @@ class Settings(BaseSettings):
     )
 
     amqp_url: SecretStr | None = Field(
-        None, description="The broker, `amqp://user:password@host:port/vhost` (or `amqps://`)."
+        None,
+        description="The broker, `amqp://user:password@host:port/vhost`, or `amqps://` for TLS with the "
+        "parameters `?cafile=&certfile=&keyfile=&server_name_indication=&verify=&auth=`.",
     )
     store_url: SecretStr | None = Field(
         None,
         description="The store: `sqlite:///FILE`, `postgresql://…`, or `none` to remember nothing. "
-        "SQLite in the user's state folder unless told otherwise.",
+        "SQLite in the user's state folder unless told otherwise. PostgreSQL takes libpq's parameters, for "
+        "example `?sslmode=verify-full&sslrootcert=FILE`.",
     )
     namespace: str = Field(
         "warren",
@@ -160,11 +165,11 @@ class Settings(BaseSettings):
     @field_validator("amqp_url")
     @classmethod
     def _is_amqp(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None:
-            return None
-        url = urlsplit(value.get_secret_value())
-        if url.scheme not in {"amqp", "amqps"} or not url.hostname:
-            raise ValueError("must look like amqp://user:password@host:5672/vhost or amqps://…")
+        if value is not None:
+            try:
+                amqp_address(value.get_secret_value())
+            except ConfigurationError as error:
+                raise ValueError(str(error)) from None
         return value
 
     @field_validator("gateway_trusted_proxies")
@@ -227,12 +232,3 @@ def state_folder() -> Path:
     """The folder for Warren's own state, by the XDG Base Directory specification."""
     base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(base).expanduser() / "warren"
-
-
-def without_password(url: str) -> str:
-    """The address of a broker as it may be shown: the password is replaced."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user, _, host = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{user.split(':')[0]}:***@{host}").geturl()

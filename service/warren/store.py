@@ -5,6 +5,7 @@ Only the modules named `store…` know SQLAlchemy.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +16,11 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, make_url
+from sqlalchemy import URL, Connection, func, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from warren.addresses import STORE_SETTING, Address, postgresql_address
 from warren.errors import (
     ConfigurationError,
     StoreBusy,
@@ -28,6 +30,7 @@ from warren.errors import (
 )
 from warren.settings import Settings, state_folder, without_password
 from warren.store_databases import PostgresqlServer, SqliteFile
+from warren.store_postgresql import Refused
 
 T = TypeVar("T")
 
@@ -39,6 +42,9 @@ PASSING: Final = (OperationalError, InterfaceError, OSError, sqlite3.Operational
 
 # What drivers raise before they ask the database, for numbers and texts that they cannot encode.
 UNFIT: Final = (OverflowError, UnicodeError)
+
+MIGRATION_PAUSE: Final = 0.2  # seconds between two looks whether another process has migrated
+MIGRATION_LOCK: Final = (0x77617272, 1)  # its number among PostgreSQL's advisory locks: "warr", 1
 
 
 def default_url() -> str:
@@ -55,12 +61,11 @@ class Store:
     """
 
     def __init__(self, url: str, *, migrate: bool = False) -> None:
-        parsed = _parsed(url)
-        backend = parsed.get_backend_name()
         self.url = without_password(url)
-        self.is_sqlite = backend == "sqlite"
+        self.is_sqlite = url.startswith("sqlite")
         self._migrates = migrate or self.is_sqlite
-        self._database = SqliteFile(parsed) if self.is_sqlite else PostgresqlServer(parsed)
+        self._was_usable = False
+        self._database = SqliteFile(_sqlite(url)) if self.is_sqlite else PostgresqlServer(_postgresql(url))
 
     @classmethod
     def of(cls, settings: Settings, *, migrate: bool = False) -> Self | None:
@@ -71,11 +76,20 @@ class Store:
     async def __aenter__(self) -> Self:
         try:
             await self._database.prepare()
-            await self.run(_migrate if self._migrates else _check_version)
+            if self._migrates:
+                await self._migrate()
+            else:
+                await self.run(_check_version)
         except BaseException:
             await self._database.close()
             raise
+        self._was_usable = True
         return self
+
+    async def _migrate(self) -> None:
+        """Migrate, or wait until another process has: of several that start together, one does it."""
+        while not await self.run(_migrated):  # noqa: ASYNC110 - another process gives no signal
+            await asyncio.sleep(MIGRATION_PAUSE)
 
     async def __aexit__(self, *_: object) -> None:
         await self._database.close()
@@ -111,7 +125,12 @@ class Store:
     def _translating(self) -> Iterator[None]:
         try:
             yield
+        except Refused as error:
+            # A store that was usable once is waited for: its operator can undo what shuts us out now.
+            kind = StoreUnavailable if self._was_usable else StoreUnusable
+            raise kind(f"the store {self.url} cannot be used: {error}") from error
         except (StatementError, PoolTimeout, sqlite3.Error, OSError, *UNFIT) as error:
+            _without_rows(error)
             raise self._translated(error) from error
 
     def _translated(self, error: Exception) -> Exception:
@@ -140,15 +159,37 @@ def _is_about_a_value(cause: BaseException) -> bool:
     return isinstance(cause, UNFIT) or isinstance(cause.__cause__, ValueError)
 
 
-def _parsed(url: str) -> URL:
-    wrong = f"WARREN_STORE_URL: {without_password(url)!r} is neither sqlite:///FILE nor postgresql://…"
+def _without_rows(error: BaseException) -> None:
+    """Take PostgreSQL's DETAIL out of an error: it quotes the row, payload included, and is logged."""
+    if isinstance(error, DBAPIError):
+        error.args = tuple(str(one).partition("\nDETAIL:")[0] for one in error.args)
+    driver: BaseException | None = error.orig if isinstance(error, DBAPIError) else None
+    while driver is not None:
+        if hasattr(driver, "detail"):
+            driver.detail = None
+        driver.args = tuple(str(one).partition("\nDETAIL:")[0] for one in driver.args)
+        driver = driver.__cause__
+
+
+def _sqlite(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise ConfigurationError(wrong) from error
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise ConfigurationError(wrong)
+    except (ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or parsed.get_backend_name() != "sqlite" or parsed.host:
+        raise _unknown(url)
     return parsed
+
+
+def _postgresql(url: str) -> Address:
+    if not url.startswith("postgres"):
+        raise _unknown(url)
+    return postgresql_address(url)
+
+
+def _unknown(url: str) -> ConfigurationError:
+    shown = without_password(url)
+    return ConfigurationError(f"{STORE_SETTING}: {shown!r} is neither sqlite:///FILE nor postgresql://…")
 
 
 def _alembic(connection: Connection) -> Config:
@@ -158,9 +199,15 @@ def _alembic(connection: Connection) -> Config:
     return config
 
 
-def _migrate(connection: Connection) -> None:
+def _migrated(connection: Connection) -> bool:
+    """Migrate in this transaction; false where another process is at it. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        lock = select(func.pg_try_advisory_xact_lock(*MIGRATION_LOCK))
+        if not connection.scalar(lock):
+            return False
     _refuse_newer(connection)
     command.upgrade(_alembic(connection), "head")
+    return True
 
 
 def _refuse_newer(connection: Connection) -> None:

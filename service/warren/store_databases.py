@@ -7,14 +7,17 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from warren.addresses import Address
 from warren.errors import ConfigurationError, StoreUnusable
+from warren.settings import state_folder
+from warren.store_postgresql import Connecting
 
 T = TypeVar("T")
 
@@ -36,7 +39,7 @@ class SqliteFile:
 
     def __init__(self, url: URL) -> None:
         self._file = Path(url.database) if url.database else None
-        self._engine = create_engine(url.set(drivername="sqlite"))
+        self._engine = create_engine(url.set(drivername="sqlite"), hide_parameters=True)
         event.listen(self._engine, "connect", _prepare_connection)
         event.listen(self._engine, "begin", _begin)
         self._reader = self._engine.execution_options(**{ONLY_READS: True})
@@ -107,14 +110,15 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 class PostgresqlServer:
     """A PostgreSQL server, through asyncpg."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, address: Address) -> None:
+        self._connecting = Connecting(address, COMMAND_TIMEOUT)
         try:
             self._engine = create_async_engine(
-                url.set(drivername="postgresql+asyncpg"),
+                "postgresql+asyncpg://",
+                async_creator=self._connecting.connect,
+                hide_parameters=True,
                 pool_pre_ping=True,
                 pool_timeout=POOL_TIMEOUT,
-                # A server that hangs counts as one that is away: asyncpg raises TimeoutError, an OSError.
-                connect_args={"timeout": POOL_TIMEOUT, "command_timeout": COMMAND_TIMEOUT},
             )
         except ModuleNotFoundError as error:
             raise ConfigurationError(
@@ -123,7 +127,8 @@ class PostgresqlServer:
             ) from error
 
     async def prepare(self) -> None:
-        """Nothing: the server is there, or the first transaction says that it is not."""
+        """Look at the files that the address names. Raises ConfigurationError for one that cannot be read."""
+        await asyncio.to_thread(self._connecting.check_files)
 
     async def close(self) -> None:
         """Close what is open."""
@@ -141,13 +146,37 @@ class PostgresqlServer:
 
 def _make_room_for(file: Path) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in reversed([one for one in file.parents if not one.exists()]):
+            folder.mkdir(exist_ok=True, mode=0o700)
     except OSError as error:
         raise StoreUnusable(f"cannot make a folder for the store: {error}") from error
     # SQLite only says "unable to open"; it needs the folder too, for its write-ahead log.
     for path in (file.parent, file):
         if path.exists() and not os.access(path, os.W_OK):
             raise StoreUnusable(f"the store {file} is read-only: {path} cannot be written")
+    _make_private(file)
+
+
+def _make_private(file: Path) -> None:
+    """Only its owner may read the store: payloads and results are in it. What is there already is narrowed.
+
+    SQLite gives its write-ahead log and index the mode of the file (https://sqlite.org/wal.html).
+    """
+    try:
+        file.touch(mode=0o600)
+        for one in (file, file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-shm")):
+            _narrow(one, 0o600)
+        if file.parent == state_folder():  # ours; any other folder is its owner's affair
+            _narrow(file.parent, 0o700)
+    except OSError as error:
+        raise StoreUnusable(f"cannot make the store {file} private: {error}") from error
+
+
+def _narrow(path: Path, mode: int) -> None:
+    with suppress(FileNotFoundError):  # another process has just removed its log
+        found = path.stat()
+        if found.st_uid == os.geteuid() and found.st_mode & 0o077:
+            path.chmod(mode)
 
 
 def _prepare_connection(connection: Any, _record: Any) -> None:

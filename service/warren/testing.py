@@ -7,9 +7,10 @@ import socket
 import struct
 from collections.abc import Callable
 from typing import Final, Self
-from urllib.parse import urlsplit
 
 import structlog
+
+from warren.addresses import amqp_address
 
 log = structlog.get_logger(__name__)
 
@@ -67,11 +68,10 @@ class TcpProxy:
 
     def url_for(self, url: str) -> str:
         """The same URL, through the proxy. Raises ValueError for `amqps`: a certificate names its host."""
-        parts = urlsplit(url)
-        if parts.scheme == "amqps":
+        address = amqp_address(url)
+        if address.scheme == "amqps":
             raise ValueError("a certificate would not fit the address of the proxy: take an amqp:// URL")
-        user, at, _ = parts.netloc.rpartition("@")
-        return parts._replace(netloc=f"{user}{at}{LOOPBACK}:{self.port}").geturl()
+        return address.at(LOOPBACK, self.port).url
 
     def cut(self) -> int:
         """Break every connection off, with a reset (RST) to both sides. Returns how many there were."""

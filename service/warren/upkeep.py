@@ -61,7 +61,7 @@ class Upkeep:
             log.warning("topology.declared_again", reason="an exchange was deleted, or made without bindings")
         await self._declare()
         # Exclusive to this connection, and of a new name: that of the last connection may still be locked.
-        self._queue = f"{self._names.namespace}.upkeep.{uuid4().hex}"
+        self._queue = f"{self._names.control}.upkeep.{uuid4().hex}"
         queue = Queue(self._queue, {"x-max-length": 1}, exclusive=True)
         binding = Binding(self._names.tasks, self._queue, self._queue)
         await self._connection.declare(Topology((), (queue,), (binding,)))

@@ -24,6 +24,7 @@ DASHBOARD: Final = DEPLOY / "grafana" / "dashboards" / "warren.json"
 KUBERNETES: Final = DEPLOY / "kubernetes"
 GUIDE: Final = ROOT / "docs" / "operations.md"
 ONCE: Final = {"migrate", "key"}  # services that end
+ROLES: Final = {"worker", "gateway", "operator", "producer", "scaler"}  # users of the broker on Kubernetes
 WARREN: Final = {"migrate", "key", "gateway", "worker"}
 
 
@@ -147,6 +148,24 @@ def test_our_own_have_no_more_rights_than_they_need(services: dict[str, Any]) ->
     assert re.findall(r"^USER (.+)$", dockerfile, re.MULTILINE) == ["10001"]
 
 
+def test_nobody_keeps_rights_that_it_does_not_need(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_images_and_tools_have_exact_versions(services: dict[str, Any]) -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    images = [service["image"] for service in services.values() if service["image"] != "warren:local"]
+    images += re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)
+    images += [one["spec"]["image"] for one in of_kind("RabbitmqCluster")]
+    assert all(re.search(r":v?\d+\.\d+", image) for image in images), images
+    assert {"rabbitmq:4.3-management", "python:3.13-slim"}.isdisjoint(images)
+    setup = (DEPLOY / "setup").read_text(encoding="utf-8")
+    [version] = set(re.findall(r"\buv==(\d+\.\d+\.\d+)", setup + dockerfile))
+    assert version
+
+
 def test_a_password_that_others_could_use_has_no_default(services: dict[str, Any]) -> None:
     """The database's is for its own network, which has no way out and no port."""
     networks = read(ROOT / "compose.yaml")["networks"]
@@ -254,12 +273,16 @@ def test_pods_have_no_more_rights_than_they_need() -> None:
 
 def test_secrets_are_named_and_never_written_down() -> None:
     assert not of_kind("Secret")
-    [cluster] = of_kind("RabbitmqCluster")
-    known = {"warren-store", f"{cluster['metadata']['name']}-default-user"}
+    known = {"warren-store", *(f"{one['metadata']['name']}-user-credentials" for one in of_kind("User"))}
     for _, pod in pods():
         for container in pod["containers"]:
             for variable in container["env"]:
-                assert variable["valueFrom"]["secretKeyRef"]["name"] in known
+                if "value" in variable:
+                    assert (
+                        variable["value"] == "amqp://$(BROKER_USER):$(BROKER_PASSWORD)@warren-rabbitmq:5672/"
+                    )
+                else:
+                    assert variable["valueFrom"]["secretKeyRef"]["name"] in known
     [authentication] = of_kind("TriggerAuthentication")
     assert {one["name"] for one in authentication["spec"]["secretTargetRef"]} <= known
 
@@ -275,6 +298,47 @@ def test_what_is_scaled_is_there_and_its_queue_is_ours() -> None:
         assert trigger["metadata"]["queueName"] in {Names("warren").queue(name) for name in agents}
         known = {one["metadata"]["name"] for one in of_kind("TriggerAuthentication")}
         assert trigger["authenticationRef"]["name"] in known
+
+
+def test_scaling_counts_what_runs_and_spares_the_busy() -> None:
+    [scaled] = of_kind("ScaledObject")
+    for trigger in scaled["spec"]["triggers"]:
+        assert trigger["metadata"]["protocol"] == "http"  # by AMQP only ready messages are counted
+        assert int(trigger["metadata"]["value"]) <= Settings().prefetch / 2
+    down = scaled["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+    assert down["stabilizationWindowSeconds"] >= 300
+    assert down["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 300}]
+
+
+def test_each_role_has_a_user_of_the_broker_and_no_administrator() -> None:
+    users = {one["metadata"]["name"]: one["spec"] for one in of_kind("User")}
+    rights = {one["metadata"]["name"]: one["spec"]["permissions"] for one in of_kind("Permission")}
+    assert set(users) == set(rights) == {f"warren-{role}" for role in ROLES}
+    assert not [name for name, spec in users.items() if "administrator" in spec["tags"]]
+    for name, pod in pods():
+        role = name.removeprefix("warren-")
+        named = {
+            one["valueFrom"]["secretKeyRef"]["name"]
+            for container in pod["containers"]
+            for one in container["env"]
+            if one["name"].startswith("BROKER_")
+        }
+        assert named <= {f"warren-{role}-user-credentials"}
+    queue = Names("warren").queue("greet")
+    assert re.search(rights["warren-worker"]["read"], queue)
+    assert not any(re.search(rights[f"warren-{role}"]["read"], queue) for role in ROLES - {"worker"})
+
+
+def test_what_is_not_allowed_on_the_network_is_forbidden() -> None:
+    policies = {one["metadata"]["name"]: one["spec"] for one in of_kind("NetworkPolicy")}
+    nothing = policies["warren-nothing"]
+    assert nothing["policyTypes"] == ["Ingress", "Egress"]
+    assert not nothing.get("ingress")
+    assert not nothing.get("egress")
+    for one in of_kind("Deployment", "Job"):
+        labels = one["spec"]["template"]["metadata"]["labels"]
+        assert nothing["podSelector"]["matchLabels"].items() <= labels.items()
+    assert policies["warren-rabbitmq"]["policyTypes"] == ["Ingress"]
 
 
 def test_probes_and_services_meet_ports() -> None:
@@ -298,6 +362,7 @@ def test_our_containers_run_our_image_and_name_real_settings() -> None:
         for _, pod in pods()
         for container in pod["containers"]
         for variable in container["env"]
+        if not variable["name"].startswith("BROKER_")
     }
     services = read(ROOT / "compose.yaml")["services"]
     variables |= {

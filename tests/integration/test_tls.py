@@ -1,0 +1,181 @@
+"""TLS to a real RabbitMQ and a real PostgreSQL, with certificates of a CA of the test's own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.brokers import missing
+from tests.certificates import Authority
+from tests.stores import Cluster, binaries
+
+from warren import Settings
+from warren.broker_local import free_port
+from warren.broker_node import PrivateNode, find_server
+from warren.bus import Connection
+from warren.errors import BrokerUnavailable, ConfigurationError, StoreUnusable
+from warren.store import Store
+
+
+class TlsNode(PrivateNode):
+    """A private node that listens with TLS as well, and wants a certificate of its clients."""
+
+    def __init__(self, folder: Path, authority: Authority) -> None:
+        super().__init__(folder)
+        self._authority = authority
+        self.tls_port = free_port()
+
+    def _write_files(self) -> None:
+        super()._write_files()
+        certificate, key = self._authority.issue("server")
+        lines = [
+            f"listeners.ssl.default = 127.0.0.1:{self.tls_port}",
+            f"ssl_options.cacertfile = {self._authority.file}",
+            f"ssl_options.certfile = {certificate}",
+            f"ssl_options.keyfile = {key}",
+            "ssl_options.verify = verify_peer",
+            "ssl_options.fail_if_no_peer_cert = true",
+        ]
+        with (self.folder / "node.conf").open("a") as file:
+            file.write("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls") / "right")
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls") / "wrong")
+
+
+@pytest.fixture(scope="module")
+def broker_url(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[str]:
+    """The address of a broker with TLS, but for the query: the certificate is for `localhost`."""
+    if find_server() is None:
+        missing("classic", "there is no rabbitmq-server on this machine")
+    node = TlsNode(tmp_path_factory.mktemp("node"), authority)
+    try:
+        login = node.start().partition("@")[0].replace("amqp:", "amqps:")
+        yield f"{login}@localhost:{node.tls_port}/"
+    finally:
+        node.stop()
+
+
+async def connect(url: str) -> None:
+    connection = Connection(Settings(), url, "tls test")
+    try:
+        await connection.open()
+        assert await connection.has_exchange("amq.direct")
+    finally:
+        await connection.close()
+
+
+def client(authority: Authority) -> str:
+    certificate, key = authority.issue("client")
+    return f"certfile={certificate}&keyfile={key}"
+
+
+async def test_a_broker_with_the_right_certificates(broker_url: str, authority: Authority) -> None:
+    trusted = f"cafile={authority.file}&{client(authority)}"
+    await connect(f"{broker_url}?{trusted}")
+    by_number = broker_url.replace("localhost", "127.0.0.1")
+    await connect(f"{by_number}?{trusted}&server_name_indication=localhost")
+    await connect(f"{by_number}?verify=verify_none&{client(authority)}")
+
+
+async def test_a_broker_that_is_not_trusted(
+    broker_url: str, authority: Authority, stranger: Authority
+) -> None:
+    password = broker_url.split(":")[2].partition("@")[0]
+    for query in (client(authority), f"cafile={stranger.file}&{client(authority)}"):
+        with pytest.raises(
+            BrokerUnavailable, match=r"not trusted: .*Name the CA with \?cafile=FILE"
+        ) as caught:
+            await connect(f"{broker_url}?{query}")
+        assert password not in str(caught.value)
+    by_number = broker_url.replace("localhost", "127.0.0.1")
+    with pytest.raises(BrokerUnavailable, match=r"not trusted: .*127\.0\.0\.1"):
+        await connect(f"{by_number}?cafile={authority.file}&{client(authority)}")
+
+
+async def test_a_broker_that_wants_a_certificate_of_ours(
+    broker_url: str, authority: Authority, stranger: Authority
+) -> None:
+    trusted = f"cafile={authority.file}"
+    for query in (trusted, f"{trusted}&{client(stranger)}"):
+        with pytest.raises(BrokerUnavailable, match="certfile=FILE"):
+            await connect(f"{broker_url}?{query}")
+
+
+@pytest.mark.parametrize("query", ["cafile=/no/ca.pem", "certfile=/no/cert.pem"])
+async def test_a_file_that_cannot_be_read(query: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"WARREN_AMQP_URL: \w+='/no/\w+\.pem' cannot be used"):
+        await connect(f"amqps://localhost:1/?{query}")
+
+
+class TlsCluster(Cluster):
+    """A PostgreSQL server with TLS that takes a user of the network only with a certificate."""
+
+    def secure(self, authority: Authority) -> None:
+        certificate, key = authority.issue("postgres")
+        for source, name in ((authority.file, "ca.pem"), (certificate, "server.crt"), (key, "server.key")):
+            target = self._data / name
+            shutil.copy(source, target)
+            target.chmod(0o600)
+            if self._user:
+                shutil.chown(target, self._user, self._user)
+        with (self._data / "postgresql.conf").open("a") as file:
+            file.write("ssl = on\nssl_ca_file = 'ca.pem'\nssl_cert_file = 'server.crt'\n")
+        rules = "hostssl all warren all trust clientcert=verify-ca\nhostssl all open all trust\n"
+        (self._data / "pg_hba.conf").write_text(rules)
+
+
+@pytest.fixture(scope="module")
+def store_url(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[str]:
+    where = binaries()
+    if where is None:
+        missing("postgresql", "there are no PostgreSQL binaries on this machine")
+        raise AssertionError
+    folder = Path(tmp_path_factory.mktemp("pg", numbered=True))
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(0o755)  # the user postgres has to pass
+    server = TlsCluster(folder / "cluster", where)
+    server.create()
+    server.secure(authority)
+    server.start()
+    try:
+        yield server.url.replace("127.0.0.1", "localhost")
+    finally:
+        server.stop("immediate")
+
+
+def for_postgresql(authority: Authority) -> str:
+    return client(authority).replace("certfile", "sslcert").replace("keyfile", "sslkey")
+
+
+async def test_a_database_with_the_right_certificates(store_url: str, authority: Authority) -> None:
+    for mode in ("verify-full", "verify-ca", "require"):
+        query = f"sslmode={mode}&sslrootcert={authority.file}&{for_postgresql(authority)}"
+        async with Store(f"{store_url}?{query}", migrate=True) as store:
+            await store.ping()
+
+
+async def test_a_database_that_is_not_trusted(
+    store_url: str, authority: Authority, stranger: Authority
+) -> None:
+    with pytest.raises(StoreUnusable, match=r"not trusted: .*\?sslrootcert=FILE"):
+        await Store(f"{store_url}?sslmode=verify-full&sslrootcert={stranger.file}").__aenter__()
+    by_number = store_url.replace("localhost", "127.0.0.1")
+    with pytest.raises(StoreUnusable, match="not trusted"):
+        await Store(f"{by_number}?sslmode=verify-full&sslrootcert={authority.file}").__aenter__()
+
+
+async def test_a_database_that_wants_a_certificate_of_ours(store_url: str, authority: Authority) -> None:
+    with pytest.raises(StoreUnusable, match="certificate"):
+        await Store(f"{store_url}?sslmode=verify-full&sslrootcert={authority.file}").__aenter__()
+    with pytest.raises(StoreUnusable, match="no encryption"):
+        await Store(f"{store_url}?sslmode=disable").__aenter__()
