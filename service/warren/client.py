@@ -19,17 +19,20 @@ from warren.bus_publisher import Publisher
 from warren.bus_subscription import Subscription
 from warren.client_control import Cancellation, ClientControl
 from warren.client_store import ClientStore
-from warren.client_tasks import make_task
+from warren.client_tasks import body_of, make_task
 from warren.errors import (
     BrokerError,
     BrokerNotFound,
+    InvalidResult,
     MessageTooLarge,
     QueueFull,
     ResultTimeout,
     TaskFailed,
     UnknownAgentType,
     Unroutable,
+    WarrenError,
 )
+from warren.failure import what_does_not_fit
 from warren.loops import Loops
 from warren.settings import Settings
 from warren.store_archive import TaskRecord
@@ -51,7 +54,7 @@ class Submission:
     """What became of one task of many: confirmed when `error` is None."""
 
     task: Task
-    error: BrokerError | None = None
+    error: WarrenError | None = None
 
 
 class Client:
@@ -118,17 +121,17 @@ class Client:
         the first one. That needs a store, the same one for every producer that shares keys; keys are
         forgotten when the task is pruned.
 
-        Raises pydantic.ValidationError for a field that makes no sense, QueueFull, UnknownAgentType,
-        MessageTooLarge, PublishTimeout or BrokerUnavailable; with a key also StoreUnavailable,
-        StoreUnusable, or ConfigurationError where the settings name no store.
+        Raises pydantic.ValidationError for a field that makes no sense, InvalidTask for a text that JSON
+        cannot carry, QueueFull, UnknownAgentType, MessageTooLarge, PublishTimeout or BrokerUnavailable; with
+        a key also StoreUnavailable, StoreUnusable, or ConfigurationError where the settings name no store.
         """
         return await self._accept(make_task(agent_type, payload, **options), reply_to)
 
     async def submit_many(self, tasks: Iterable[Task]) -> list[Submission]:
         """Submit many tasks with up to 500 publishes in flight; the answer has their order.
 
-        What is wrong with one task (QueueFull, UnknownAgentType, MessageTooLarge, PublishTimeout, or a broker
-        that refuses us or stays away) is told in its submission and stops no other.
+        What is wrong with one task (whatever `submit` raises for it) is told in its submission and stops no
+        other.
         """
         tasks = list(tasks)
         submissions: list[Submission | None] = [None] * len(tasks)
@@ -148,7 +151,8 @@ class Client:
     ) -> JsonValue:
         """Submit one task and await its result, `timeout` seconds at most (None: as long as it takes).
 
-        Raises TaskFailed when the task ends dead or cancelled, ResultTimeout, and what `submit` raises.
+        Raises TaskFailed when the task ends dead or cancelled, ResultTimeout, InvalidResult for an answer
+        that cannot be read, and what `submit` raises.
         """
         task = make_task(agent_type, payload, **options)
         try:
@@ -248,7 +252,7 @@ class Client:
             try:
                 arrived.put_nowait(Event.model_validate_json(delivery.body))
             except ValidationError as error:
-                log.warning("event.unreadable", error=str(error))
+                log.warning("event.unreadable", error=what_does_not_fit(error))
 
         prefix = f"{self.settings.namespace}.listener"
         subscription = Subscription(self._consuming, self._names.events, [pattern], prefix, keep)
@@ -274,7 +278,7 @@ class Client:
     async def _try(self, task: Task) -> Submission:
         try:
             return Submission(await self._accept(task, None))
-        except BrokerError as error:
+        except WarrenError as error:
             return Submission(task, error)
 
     async def _accept(self, task: Task, reply_to: str | None) -> Task:
@@ -289,6 +293,7 @@ class Client:
             task,
             self._names,
             self.settings,
+            body=body_of(task),
             headers=dict(headers),
             reply_to=reply_to,
             correlation_id=str(task.task_id) if reply_to else None,
@@ -359,7 +364,11 @@ class Client:
         try:
             result = Result.model_validate_json(delivery.body)
         except ValidationError as error:
-            log.warning("result.unreadable", error=str(error))
+            told = what_does_not_fit(error)
+            log.warning("result.unreadable", error=told)
+            future = self._results.get(str(delivery.properties.correlation_id))
+            if future is not None and not future.done():
+                future.set_exception(InvalidResult(f"the answer is no result that can be read: {told}"))
         else:
             future = self._results.get(str(result.task_id))
             if future is not None and not future.done():
