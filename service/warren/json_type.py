@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Generator
 from decimal import Decimal
+from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Final
 
 from pydantic import SecretBytes, SecretStr, TypeAdapter, ValidationError
 from pydantic_core import SchemaSerializer, SchemaValidator, from_json, to_json
 
+_GENERATORS: Final = (GeneratorType, AsyncGeneratorType)
 # Core schemas whose validation can stop at the first item that does not fit.
 _COLLECTIONS: Final = frozenset({"list", "tuple", "set", "frozenset", "dict", "generator"})
 # Members of core schemas that hold values of the user's, not schemas.
@@ -55,7 +56,7 @@ class JsonType:
 
         Raises ValueError (pydantic.ValidationError is one) for what does not fit or is no JSON.
         """
-        if isinstance(value, Generator | AsyncGenerator):
+        if isinstance(value, _GENERATORS):
             raise ValueError("a generator is no result: return a list")  # noqa: TRY004 - as pydantic does
         fitting = self._fitting(value)
         raw = self._serializer.to_json(self._plain(fitting), by_alias=True)
