@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
@@ -52,5 +53,6 @@ class ThreadAgent(FunctionAgent):
     """A plain `def` function as an agent, called in a thread."""
 
     async def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function in a thread of its own."""
-        return await call_in_thread(lambda: self._function(*args, **kwargs))
+        """Call the function in a thread of its own. A coroutine that it returns is awaited here."""
+        value = await call_in_thread(lambda: self._function(*args, **kwargs))
+        return await value if inspect.isawaitable(value) else value

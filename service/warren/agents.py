@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar, get_type_hints
 
-from pydantic import JsonValue, PydanticUserError, TypeAdapter
+from pydantic import JsonValue
 
 from warren import cron
 from warren.agent import Agent, FunctionAgent, ThreadAgent
 from warren.context import Context
 from warren.errors import AgentError, ConfigurationError
+from warren.failure import message_of
+from warren.json_type import JsonType
 from warren_schemas import AGENT_TYPE_PATTERN
 
 Registered = TypeVar("Registered", bound=Callable[..., Any])
@@ -32,21 +34,24 @@ class AgentSpec:
 
     agent_type: str
     factory: Callable[[], Agent]
-    payload: TypeAdapter[Any] | None
+    payload: JsonType | None
     payload_name: str | None
     context_name: str | None
-    result: TypeAdapter[Any]
+    result: JsonType
     is_stateless: bool
     timeout: float | None = None
     concurrency: int | None = None
     retries: int | None = None
     every: str | None = None
 
-    def arguments(self, payload: JsonValue, context: Context) -> dict[str, Any]:
-        """The arguments of `run`. Raises pydantic.ValidationError when the payload does not fit."""
+    def arguments(self, payload: JsonValue, context: Context, body: bytes | None = None) -> dict[str, Any]:
+        """The arguments of `run`. Raises pydantic.ValidationError when the payload does not fit.
+
+        `body` is the JSON of the whole task: a Decimal takes its digits from there.
+        """
         arguments: dict[str, Any] = {}
         if self.payload is not None and self.payload_name is not None:
-            arguments[self.payload_name] = self.payload.validate_python(payload)
+            arguments[self.payload_name] = self.payload.parse(payload, body)
         if self.context_name is not None:
             arguments[self.context_name] = context
         return arguments
@@ -84,13 +89,14 @@ class Warren:
         """Register a function, or a subclass of `Agent`, as the agent of this type.
 
         It (of a class: `run`) takes the payload, a parameter named `ctx` or annotated `Context`, both or
-        neither. Payload and result are validated by their annotations. An `async def` runs on the event
-        loop, a `def` in a thread. `timeout` (seconds an attempt), `concurrency` (tasks at once) and `retries`
-        (attempts after the first) win over the settings. `every` is a cron expression in UTC
-        (`"*/5 * * * *"`): a task with the payload null at each of its ticks, one across all workers of a
-        store.
+        neither. Payload and result are validated as JSON by their annotations. An `async def` runs on the
+        event loop, a `def` in a thread; a coroutine that the `def` returns is awaited on the event loop.
+        `timeout` (seconds an attempt), `concurrency` (tasks at once) and `retries` (attempts after the first)
+        win over the settings. `every` is a cron expression in UTC (`"*/5 * * * *"`): a task with the payload
+        null at each of its ticks, one across all workers of a store.
 
-        Raises AgentError for a name, a signature, a number or a cron expression that cannot work.
+        Raises AgentError for a name, a signature, an annotation, a number or a cron expression that cannot
+        work, for a generator, and for a method without its instance.
         """
         _check_options(agent_type, timeout, concurrency, retries)
         self._check_name(agent_type)
@@ -154,10 +160,11 @@ def _check_options(
         raise AgentError(f"agent {agent_type!r}: retries={retries!r} must not be negative")
 
 
-def _describe(agent_type: str, thing: Callable[..., Any]) -> AgentSpec:
+def _describe(agent_type: str, thing: Any) -> AgentSpec:
     """The description of what stands under the decorator."""
-    if inspect.isroutine(thing):
-        kind = FunctionAgent if inspect.iscoroutinefunction(thing) else ThreadAgent
+    if callable(thing) and not isinstance(thing, type | Agent):
+        _check_kind(agent_type, thing)
+        kind = FunctionAgent if _is_async(thing) else ThreadAgent
         return _describe_run(agent_type, partial(kind, thing), thing, is_stateless=True)
     if not (isinstance(thing, type) and issubclass(thing, Agent)):
         raise AgentError(
@@ -195,7 +202,7 @@ def _describe_instance(agent_type: str, factory: Callable[[], Agent]) -> AgentSp
     if type(instance).run is Agent.run:
         raise AgentError(f"agent {agent_type!r}: {name} must have a run(): async def run(self, payload, ctx)")
     for method in ("run", *_LIFE):
-        if not inspect.iscoroutinefunction(getattr(instance, method)):
+        if not inspect.iscoroutinefunction(inspect.unwrap(getattr(instance, method))):
             raise AgentError(f"agent {agent_type!r}: {name}.{method} must be an `async def`")
     for method in _LIFE:
         if inspect.signature(getattr(instance, method)).parameters:
@@ -207,20 +214,68 @@ def _describe_run(
     agent_type: str, factory: Callable[[], Agent], run: Callable[..., Any], *, is_stateless: bool
 ) -> AgentSpec:
     """The description by the annotations of what does the tasks."""
-    try:
-        hints = get_type_hints(run, include_extras=True)
-    except NameError as error:
-        raise AgentError(f"agent {agent_type!r}: an annotation cannot be resolved: {error}") from error
+    hints = _hints(agent_type, run)
     context_name, payload_name = _parameters(agent_type, run, hints)
     return AgentSpec(
         agent_type=agent_type,
         factory=factory,
-        payload=_adapter(agent_type, hints.get(payload_name, Any)) if payload_name else None,
+        payload=_json_type(agent_type, hints.get(payload_name, Any)) if payload_name else None,
         payload_name=payload_name,
         context_name=context_name,
-        result=_adapter(agent_type, hints.get("return", Any)),
+        result=_json_type(agent_type, hints.get("return", Any)),
         is_stateless=is_stateless,
     )
+
+
+def _check_kind(agent_type: str, function: Callable[..., Any]) -> None:
+    """Refuse what looks like a function that does tasks, and is none."""
+    called = _called(function)
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        raise AgentError(
+            f"agent {agent_type!r} is a generator: an agent has one result; return a list instead of yielding"
+        )
+    first = next(iter(_signature(agent_type, function).parameters), None)
+    if first in {"self", "cls"}:
+        raise AgentError(
+            f"agent {agent_type!r} is a method without its instance: {first!r} would be the payload; "
+            f"register the bound method, app.agent({agent_type!r})(instance.method), "
+            "or write a subclass of warren.Agent"
+        )
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine, and blocks nothing.
+
+    Of a plain wrapper around an `async def` nothing is known: it is called in a thread, and what it returns
+    is awaited on the event loop.
+    """
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(_called(function))
+
+
+def _called(function: Any) -> Any:
+    """The function with the code and the annotations: that of a partial, a static method, an object."""
+    while isinstance(function, partial | staticmethod):
+        function = function.func if isinstance(function, partial) else function.__func__
+    return function if inspect.isroutine(function) else type(function).__call__
+
+
+def _signature(agent_type: str, function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except (ValueError, TypeError) as error:
+        raise AgentError(
+            f"agent {agent_type!r}: {function!r} does not tell its parameters: {error}"
+        ) from error
+
+
+def _hints(agent_type: str, function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(_called(function), include_extras=True)
+    except Exception as error:  # an annotation is any expression, and may raise anything
+        raise AgentError(
+            f"agent {agent_type!r}: an annotation cannot be resolved: {message_of(error)}. "
+            "Its names must be defined at the top of the module, and imported outside of `if TYPE_CHECKING`"
+        ) from error
 
 
 def _recurring(agent: AgentSpec, every: str) -> AgentSpec:
@@ -231,7 +286,7 @@ def _recurring(agent: AgentSpec, every: str) -> AgentSpec:
         raise AgentError(f"agent {agent.agent_type!r}: every={every!r}: {error}") from error
     if agent.payload is not None:
         try:
-            agent.payload.validate_python(None)
+            agent.payload.parse(None)
         except Exception as error:  # an annotation's own validators may raise anything
             raise AgentError(
                 f"agent {agent.agent_type!r}: a task of every={every!r} has the payload null, which its "
@@ -247,9 +302,12 @@ def _parameters(
 ) -> tuple[str | None, str | None]:
     """The names of the context's and the payload's parameter."""
     context_name = payload_name = None
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in _signature(agent_type, function).parameters.items():
         if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
-            raise AgentError(f"agent {agent_type!r}: parameter {parameter} cannot be passed by its name")
+            raise AgentError(
+                f"agent {agent_type!r}: parameter {parameter} cannot be passed by its name "
+                "(a decorator tells those of its function with functools.wraps)"
+            )
         if name == "ctx" or hints.get(name) is Context:
             context_name = name
         elif payload_name is None:
@@ -262,13 +320,14 @@ def _parameters(
     return context_name, payload_name
 
 
-def _adapter(agent_type: str, annotation: Any) -> TypeAdapter[Any]:
+def _json_type(agent_type: str, annotation: Any) -> JsonType:
     try:
-        return TypeAdapter(annotation)
-    except PydanticUserError as error:
+        return JsonType(annotation)
+    except Exception as error:  # the annotation's own code may raise anything
         raise AgentError(
             f"agent {agent_type!r}: pydantic cannot validate {annotation!r}; "
-            f"use JSON types, dataclasses or pydantic models ({error.message.splitlines()[0]})"
+            "use JSON types, dataclasses or pydantic models, with names that are defined at the top of their "
+            f"module ({message_of(error).splitlines()[0]})"
         ) from error
 
 

@@ -54,7 +54,7 @@ class _Command(_Agent):
             return CommandAgent(
                 self.command,
                 env=env,
-                cwd=folder / Path(self.cwd).expanduser(),
+                cwd=folder / _expanded(self.cwd),
                 retry_after=self.retry_after,
                 kill_grace=self.kill_grace,
             )
@@ -124,7 +124,7 @@ def _tables(path: Path) -> Mapping[str, Any]:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is not UTF-8, as TOML must be: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also for 5000 digits, and for lists in lists without end
         raise ConfigurationError(f"{path} is not TOML: {error}") from error
     for key in content:
         if key != "agents":
@@ -181,6 +181,13 @@ def _toml(examples: list[Any] | None) -> str:
             return f'"{text}"'
         case number:
             return str(number)
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise AgentError(f"cwd: {path!r} names a home that cannot be found: {error}") from error
 
 
 def _wanted(key: str, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ from uuid import UUID
 
 import typer
 from pydantic import ValidationError
+from pydantic_core import from_json
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
@@ -97,11 +97,11 @@ def _told(detail: Any) -> str:
     return told if told.startswith(name) else f"{name}: {detail['input']!r}: {told}"
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str | bytes, where: str) -> Any:
     """Parse JSON. Raises ConfigurationError saying where it is wrong."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError as error:  # also for half a surrogate pair, 5000 digits, and lists in lists without end
         raise ConfigurationError(f"{where} is not JSON: {error}") from error
 
 

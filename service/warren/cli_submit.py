@@ -106,21 +106,22 @@ def _tasks(agent_type: str, payload: str | None, file: str | None, options: dict
         raise ConfigurationError("give either --payload JSON or --file FILE")
     if payload is not None:
         return [_task(agent_type, {"payload": parse_json(payload, "--payload")}, options, "--payload")]
-    lines = sys.stdin.read() if file == "-" else _read(Path(str(file)))
+    text = sys.stdin.buffer.read() if file == "-" else _read(str(file))
+    # Only a line feed ends a line: U+2028 and its like may stand in a JSON string.
     return [
         _task(agent_type, parse_json(line, where), options, where)
-        for where, line in ((f"{file}:{n}", line) for n, line in enumerate(lines.splitlines(), 1))
+        for where, line in ((f"{file}:{n}", line) for n, line in enumerate(text.split(b"\n"), 1))
         if line.strip()
     ]
 
 
-def _read(path: Path) -> str:
+def _read(name: str) -> bytes:
     try:
-        return path.read_text(encoding="utf-8")
+        return Path(name).read_bytes()
     except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path} is not UTF-8: {error}") from error
+        raise ConfigurationError(f"cannot read {name}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{name!r} cannot name a file: {error}") from error
 
 
 def _task(agent_type: str, fields: Any, options: dict[str, Any], where: str) -> Task:
@@ -131,6 +132,8 @@ def _task(agent_type: str, fields: Any, options: dict[str, Any], where: str) -> 
         return make_task(fields.pop("agent_type"), fields.pop("payload"), **fields)
     except ValidationError as error:
         raise ConfigurationError(f"{where}: {what_does_not_fit(error)}") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
 
 
 def _progress() -> Progress:

@@ -19,11 +19,11 @@ from warren.bus_publisher import Publisher
 from warren.bus_subscription import Subscription
 from warren.client_control import Cancellation, ClientControl
 from warren.client_store import ClientStore
-from warren.client_tasks import make_task
+from warren.client_tasks import body_of, make_task
 from warren.errors import (
     BrokerError,
     BrokerNotFound,
-    IdempotencyConflict,
+    InvalidResult,
     MessageTooLarge,
     PublishTimeout,
     QueueFull,
@@ -31,8 +31,10 @@ from warren.errors import (
     TaskFailed,
     UnknownAgentType,
     Unroutable,
+    WarrenError,
 )
 from warren.event_reader import EventReader
+from warren.failure import what_does_not_fit
 from warren.loops import Loops
 from warren.refusals import Refusals
 from warren.settings import Settings
@@ -56,7 +58,7 @@ class Submission:
     """What became of one task of many: confirmed when `error` is None."""
 
     task: Task
-    error: BrokerError | IdempotencyConflict | None = None
+    error: WarrenError | None = None
 
 
 class Client:
@@ -124,19 +126,19 @@ class Client:
         That needs a store, the same one for every producer that shares keys; keys are
         forgotten when the task is pruned.
 
-        Raises pydantic.ValidationError for a field that makes no sense, QueueFull, UnknownAgentType,
-        MessageTooLarge, PublishTimeout or BrokerUnavailable; with a key also IdempotencyConflict,
-        StoreUnavailable, StoreUnusable, or ConfigurationError where the settings name no store. With a key
-        PublishTimeout is not raised: the task is in the store, and a worker's relay publishes it.
+        Raises pydantic.ValidationError for a field that makes no sense, InvalidTask for a text that JSON
+        cannot carry, QueueFull, UnknownAgentType, MessageTooLarge, PublishTimeout or BrokerUnavailable; with
+        a key also IdempotencyConflict, StoreUnavailable, StoreUnusable, or ConfigurationError where the
+        settings name no store. With a key PublishTimeout is not raised: the task is in the store, and a
+        worker's relay publishes it.
         """
         return await self._accept(make_task(agent_type, payload, **options), reply_to)
 
     async def submit_many(self, tasks: Iterable[Task]) -> list[Submission]:
         """Submit many tasks with up to 500 publishes in flight; the answer has their order.
 
-        What is wrong with one task (QueueFull, UnknownAgentType, MessageTooLarge, PublishTimeout,
-        IdempotencyConflict, or a broker that refuses us or stays away) is told in its submission and stops
-        no other.
+        What is wrong with one task (whatever `submit` raises for it) is told in its submission and stops no
+        other.
         """
         tasks = list(tasks)
         submissions: list[Submission | None] = [None] * len(tasks)
@@ -156,7 +158,8 @@ class Client:
     ) -> JsonValue:
         """Submit one task and await its result, `timeout` seconds at most (None: as long as it takes).
 
-        Raises TaskFailed when the task ends dead or cancelled, ResultTimeout, and what `submit` raises.
+        Raises TaskFailed when the task ends dead or cancelled, ResultTimeout, InvalidResult for an answer
+        that cannot be read, and what `submit` raises.
         """
         task = make_task(agent_type, payload, **options)
         try:
@@ -287,7 +290,7 @@ class Client:
     async def _try(self, task: Task) -> Submission:
         try:
             return Submission(await self._accept(task, None))
-        except (BrokerError, IdempotencyConflict) as error:
+        except WarrenError as error:
             return Submission(task, error)
 
     async def _accept(self, task: Task, reply_to: str | None) -> Task:
@@ -302,6 +305,7 @@ class Client:
             task,
             self._names,
             self.settings,
+            body=body_of(task),
             headers=dict(headers),
             reply_to=reply_to,
             correlation_id=str(task.task_id) if reply_to else None,
@@ -384,7 +388,11 @@ class Client:
         try:
             result = Result.model_validate_json(delivery.body)
         except ValidationError as error:
-            log.warning("result.unreadable", error=str(error))
+            told = what_does_not_fit(error)
+            log.warning("result.unreadable", error=told)
+            future = self._results.get(str(delivery.properties.correlation_id))
+            if future is not None and not future.done():
+                future.set_exception(InvalidResult(f"the answer is no result that can be read: {told}"))
         else:
             future = self._results.get(str(result.task_id))
             if future is not None and not future.done():

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from warren.errors import ConfigurationError
+from warren.errors import ConfigurationError, InvalidTask
 from warren.wire import new_id
 from warren_schemas import Task
 
@@ -31,9 +31,19 @@ def make_task(
     return Task.model_validate({**fields, "version": 1, "agent_type": agent_type, "payload": payload})
 
 
-def _start(delay: float | timedelta | None, run_at: datetime | None, not_before: Any) -> Any:
+def body_of(task: Task) -> bytes:
+    """The JSON of a task. Raises InvalidTask for a text that JSON cannot carry (half a surrogate pair)."""
+    try:
+        return task.model_dump_json(exclude_defaults=True).encode()
+    except (ValueError, RecursionError) as error:
+        raise InvalidTask(f"task {task.task_id} cannot be written as JSON: {error}") from error
+
+
+def _start(delay: Any, run_at: Any, not_before: Any) -> Any:
     if sum(given is not None for given in (delay, run_at, not_before)) > 1:
         raise ConfigurationError("a task starts at one time: give delay, run_at or not_before, not several")
+    if run_at is not None and not isinstance(run_at, datetime):
+        raise ConfigurationError(f"run_at={run_at!r} is no datetime: give one, or not_before for a text")
     if run_at is not None and run_at.tzinfo is None:
         raise ConfigurationError(f"run_at={run_at.isoformat()} has no time zone: add one, for example UTC")
     if delay is None:
@@ -45,3 +55,5 @@ def _start(delay: float | timedelta | None, run_at: datetime | None, not_before:
         return datetime.now(UTC) + wait
     except (OverflowError, ValueError) as error:
         raise ConfigurationError(f"delay={delay!r} leads to no time in the calendar") from error
+    except TypeError as error:
+        raise ConfigurationError(f"delay={delay!r} is no number of seconds and no timedelta") from error

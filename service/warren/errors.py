@@ -28,6 +28,7 @@ WarrenError
 ├── CommandFailed             a `CommandAgent`'s program did not start, failed, or printed no JSON
 ├── HttpFailed                an `HttpAgent`'s server was not reached, failed, or answered no JSON
 ├── InvalidTask               not a task, or not one of a version that we read
+├── InvalidResult             an answer that is no result, or not one that can be read
 ├── TaskFailed                the task ended dead or cancelled (raised by `Client.run`)
 ├── ResultTimeout             no result came in time (the task may still be running)
 ├── CallerTimeout             an attempt outlasted the `timeout_s` of its task, shorter than the operator's
@@ -181,6 +182,10 @@ class HttpFailed(WarrenError):
 
 class InvalidTask(WarrenError):
     """The message is not a task, or not one of a version that this Warren reads."""
+
+
+class InvalidResult(WarrenError):
+    """The answer to a task is no result, or not one that this Warren reads."""
 
 
 class TaskFailed(WarrenError):

@@ -70,7 +70,7 @@ class Execution:
     seconds)` is told before each wait. `can_wait_outside` says that there is a store: waits over `hold_limit`
     are spent there. `attempting` is true while an agent runs: otherwise the task only waits, perhaps for an
     agent of the pool, and may be cancelled at shutdown at once. `times` takes what the attempts took;
-    `span(number)` is around each.
+    `span(number)` is around each. `body` is the JSON that the task was read from.
     """
 
     task: Task
@@ -85,6 +85,7 @@ class Execution:
     attempting: bool = False
     times: Times = field(default_factory=Times)
     span: Callable[[int], AbstractContextManager[object]] = nullcontext
+    body: bytes | None = None
     _attempts_before: int = field(init=False)
     _first_failed_at: datetime | None = field(default=None, init=False)
     _tried: bool = field(default=False, init=False)
@@ -111,7 +112,7 @@ class Execution:
         if (expired := self._expired()) is not None:
             return expired
         try:
-            arguments = self.spec.arguments(self.task.payload, self.context)
+            arguments = self.spec.arguments(self.task.payload, self.context, self.body)
         except ValidationError as error:
             # Without a traceback: the stack would show only ourselves.
             return self._dead("invalid", Failure.told("InvalidPayload", what_does_not_fit(error)))
@@ -227,13 +228,14 @@ class Execution:
             self.times.wait.observe(time.time() - ready.timestamp())
 
     def _as_json(self, value: Any) -> bytes:
-        adapter = self.spec.result
+        told = f"agent {self.spec.agent_type!r} returned {type(value).__name__}"
         try:
-            result = adapter.dump_json(adapter.validate_python(value))
-        except ValueError as error:  # pydantic's ValidationError and PydanticSerializationError are both
-            raise ResultInvalid(
-                f"agent {self.spec.agent_type!r} returned {type(value).__name__}: {error}"
-            ) from error
+            result = self.spec.result.dump(value)
+        except ValidationError as error:
+            # Its own text can be a hundred megabytes, and may show what the model hides.
+            raise ResultInvalid(f"{told}: {what_does_not_fit(error)}") from None
+        except ValueError as error:  # PydanticSerializationError is one
+            raise ResultInvalid(f"{told}: {error}") from error
         if len(result) > self.settings.max_result_bytes:
             raise ResultInvalid(
                 f"agent {self.spec.agent_type!r} returned {len(result)} bytes of JSON; "

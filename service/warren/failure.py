@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,12 @@ from pydantic_core import ErrorDetails
 TRACEBACK_BYTES = 8 * 1024
 MESSAGE_BYTES = 2 * 1024
 INPUT_BYTES = 100
+LISTED = 10  # problems of a payload
+DESCRIBED = 1000
+_INPUT = ", input_value="  # in pydantic's own text, unless a model has hide_input_in_errors
+_REPR = reprlib.Repr()
+_REPR.maxdict = _REPR.maxlist = 10
+_REPR.maxstring = _REPR.maxother = INPUT_BYTES
 _HOME = str(Path(__file__).parent)
 
 
@@ -53,14 +60,32 @@ def message_of(error: BaseException) -> str:
 
 
 def what_does_not_fit(error: ValidationError) -> str:
-    """What pydantic found, as `field: problem (got value)`, one after the other."""
+    """What pydantic found, as `field: problem (got value)`, one after the other.
 
-    def told(detail: ErrorDetails) -> str:
-        where = ".".join(str(part) for part in detail["loc"])
-        got = _clip(repr(detail["input"]), INPUT_BYTES)
-        return f"{where}: {detail['msg']} (got {got})" if where else f"{detail['msg']} (got {got})"
+    Pydantic makes objects of all errors at once: a million of them would take seconds, so those are counted
+    only. Values are told where there are few, and no model hides them.
+    """
+    count = error.error_count()
+    if count > DESCRIBED:
+        return f"{count} problems, too many to describe"
+    shows = count <= LISTED and _INPUT in str(error)
+    told = [_problem(detail, shows=shows) for detail in error.errors(include_url=False)[:LISTED]]
+    return "; ".join(told if count <= LISTED else [*told, f"and {count - LISTED} more"])
 
-    return "; ".join(told(detail) for detail in error.errors(include_url=False))
+
+def _problem(detail: ErrorDetails, *, shows: bool) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    got = f" (got {_shown(detail['input'])})" if shows else ""
+    return f"{where}: {detail['msg']}{got}" if where else f"{detail['msg']}{got}"
+
+
+def _shown(value: object) -> str:
+    """A value, or its beginning; never the text of all that is in it."""
+    if isinstance(value, str | bytes):
+        return _clip(repr(value[:INPUT_BYTES]), INPUT_BYTES)
+    if isinstance(value, dict | list) and len(value) > _REPR.maxdict:
+        return f"{type(value).__name__} of {len(value)}"
+    return _clip(_REPR.repr(value), INPUT_BYTES)
 
 
 def _fingerprint(error_type: str, trace: TracebackType | None) -> str:

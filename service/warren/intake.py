@@ -241,6 +241,7 @@ class Intake:
             can_wait_outside=self._ledger is not None,
             times=self._tally.of(task.agent_type).times,
             span=nullcontext if self._tracing is None else self._tracing.attempt,
+            body=delivery.body,
         )
         return Run(key, task, [delivery], execution, memory, handler)
 

@@ -1,25 +1,22 @@
-"""Starting things: an application by its name, logging, signals, the event loop."""
+"""Starting things: logging, signals, the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import importlib
 import logging
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import structlog
 import structlog.tracebacks
 import uvloop
 
-from warren import agents_file
 from warren.agents import Warren
 from warren.descriptors import raise_limit
-from warren.errors import ConfigurationError
+from warren.runtime_load import load
 from warren.settings import Settings
 from warren.terminal_text import CleanFormatter, clean_event, clean_traceback
 from warren.worker import Worker
@@ -35,42 +32,6 @@ LAST_MOMENT: Final = 1.0
 # 200 tasks in flight keep some 10,000: with the default, 700, it looks at each several times while they wait
 # for the store, and takes a sixth of a worker's processor.
 YOUNG_OBJECTS: Final = 20_000
-
-
-def load(target: str) -> Warren:
-    """The application at `MODULE:APP` (the module may also be the path of a Python file), or in a TOML file.
-
-    Raises ConfigurationError that says which part of it is not there.
-    """
-    if Path(target).suffix == ".toml":
-        return agents_file.load(Path(target))
-    module_name, separator, attribute = target.partition(":")
-    if not separator or not module_name or not attribute:
-        raise ConfigurationError(
-            f"{target!r} must look like MODULE:APP, for example examples.hello:app, "
-            "or be the path of an agents.toml"
-        )
-    path = Path(module_name)
-    if path.suffix == ".py":
-        if not path.is_file():
-            raise ConfigurationError(f"there is no file {module_name!r} to take {attribute!r} from")
-        sys.path.insert(0, str(path.parent.resolve()))
-        module_name = path.stem
-    else:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise
-        raise ConfigurationError(
-            f"there is no module {module_name!r} (looked in {Path.cwd()} and the environment)"
-        ) from error
-    app = getattr(module, attribute, None)
-    if not isinstance(app, Warren):
-        what = "nothing" if app is None else f"a {type(app).__name__}"
-        raise ConfigurationError(f"module {module_name!r} has {what} named {attribute!r}, not a Warren()")
-    return app
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -150,3 +111,12 @@ def configure_logging(settings: Settings) -> None:
     # What these say about a lost connection, we say once and in our own words.
     for noisy in ("aiormq", "aio_pika"):
         logging.getLogger(noisy).setLevel(logging.DEBUG if level == logging.DEBUG else logging.CRITICAL)
+
+
+__all__: Sequence[str] = (
+    "configure_logging",
+    "load",
+    "run",
+    "spare_the_collector",
+    "work",
+)

@@ -83,6 +83,13 @@ WRONG_LINES: dict[str, tuple[str, str]] = {
     "no_payload": ('{"priority": "low"}', 'must be a JSON object with a "payload"'),
     "no_object": ("7", 'must be a JSON object with a "payload"'),
     "field": ('{"payload": 1, "user_id": ""}', "user_id: String should have at least 1 character"),
+    "half_a_pair": (r'{"payload": "\ud83d"}', "is not JSON"),
+    "digits": (f'{{"payload": {"9" * 5000}}}', "is not JSON"),
+    "depth": ('{"payload": ' + "[" * 100_000, "is not JSON"),
+    "nan": ('{"payload": NaN}', "is not JSON"),
+    "delay": ('{"payload": 1, "delay": "soon"}', "delay='soon' is no number of seconds"),
+    "run_at": ('{"payload": 1, "run_at": 5}', "run_at=5 is no datetime"),
+    "agent_type": ('{"payload": 1, "agent_type": []}', "agent_type: Input should be a valid string"),
 }
 
 
@@ -95,6 +102,20 @@ async def test_a_wrong_line_is_named_with_its_file_and_number(tmp_path: Path, na
     assert (code, out) == (2, "")
     assert f"{file}:3" in err
     assert says in err
+    assert len(err.splitlines()) == 1
+
+
+async def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.jsonl"
+    texts = ["a\u2028b", "a\u2029b", "a\u0085b"]
+    file.write_bytes(b"\r\n".join(json.dumps({"payload": x}, ensure_ascii=False).encode() for x in texts))
+    code, _, err = await cli("submit", "echo", "--file", str(file), **NOWHERE)
+    assert code == 1
+    assert "127.0.0.1:9/ is not reachable" in err  # all of it was read
+    file.write_bytes(b'{"payload": 1}\n{"payload": "\xff"}\n')
+    code, _, err = await cli("submit", "echo", "--file", str(file), **NOWHERE)
+    assert code == 2
+    assert f"{file}:2 is not JSON" in err
 
 
 WRONG_APPS = {

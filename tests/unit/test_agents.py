@@ -101,7 +101,102 @@ class TestSignatures:
         assert type(register(plain).factory()) is ThreadAgent
 
 
+class Service:
+    """Its methods, with and without an instance."""
+
+    async def handle(self, payload: int) -> int:
+        return payload + 1
+
+    @staticmethod
+    async def aside(payload: int) -> int:
+        return payload + 1
+
+    async def __call__(self, payload: int) -> int:
+        return payload + 1
+
+
+def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return inner
+
+
+class TestKindsOfFunctions:
+    @pytest.mark.parametrize(
+        "function",
+        [
+            traced(Service().handle),
+            traced(Service.aside),
+            functools.partial(Service().handle),
+            functools.partial(traced(Service.aside)),
+            functools.partial(Service.handle, Service()),
+            staticmethod(Service.aside),
+            Service(),
+            Service().handle,
+            Service.aside,
+        ],
+    )
+    async def test_what_returns_a_coroutine_is_awaited(self, function: Any) -> None:
+        spec = register(function)
+        assert await spec.factory().run(**spec.arguments(1, context())) == 2
+
+    async def test_the_methods_of_a_class_agent_may_be_wrapped(self) -> None:
+        class Wrapped(Agent):
+            @traced
+            async def run(self, payload: int) -> int:
+                return payload + 1
+
+        spec = register(Wrapped)
+        assert await spec.factory().run(**spec.arguments(1, context())) == 2
+
+    def test_generators_are_refused(self) -> None:
+        async def stream(payload: int) -> Any:
+            yield payload
+
+        def lazy(payload: int) -> Any:
+            yield payload
+
+        class Streaming:
+            def __call__(self, payload: int) -> Any:
+                yield payload
+
+        for function in (stream, lazy, functools.partial(lazy), Streaming(), Streaming().__call__):
+            with pytest.raises(AgentError, match=r"agent 'a' is a generator: .* return a list"):
+                register(function)
+
+    def test_a_method_without_its_instance(self) -> None:
+        with pytest.raises(AgentError, match="agent 'a' is a method without its instance: 'self' would be"):
+            register(Service.handle)
+
+    def test_a_function_that_does_not_tell_its_parameters(self) -> None:
+        with pytest.raises(AgentError, match=r"agent 'a': .* does not tell its parameters"):
+            register(dict.update)
+
+
+class Undefined(BaseModel):
+    part: NowhereDefined  # type: ignore[name-defined]  # noqa: F821
+
+
+@dataclass
+class UndefinedData:
+    part: NowhereDefined  # type: ignore[name-defined]  # noqa: F821
+
+
 class TestRefused:
+    @pytest.mark.parametrize(
+        "annotation",
+        [Undefined, UndefinedData, list[Undefined], "no python at all", "sys.nothing", "1[2]", "undefined"],
+    )
+    @pytest.mark.parametrize("where", ["payload", "return"])
+    def test_annotations_that_cannot_work(self, annotation: Any, where: str) -> None:
+        async def agent(payload: Any) -> None: ...
+
+        agent.__annotations__[where] = annotation
+        with pytest.raises(AgentError, match=r"agent 'a': .* the top of the"):
+            register(agent)
+
     @pytest.mark.parametrize("name", ["", "Browse", "4chan", "a.b", "a b", "ä", "a" * 64, "a\n", "-a"])
     def test_a_name_that_is_no_word_of_a_routing_key(self, name: str) -> None:
         with pytest.raises(AgentError, match=r"cannot name an agent type: it takes a lower-case letter"):
@@ -126,7 +221,7 @@ class TestRefused:
         with pytest.raises(AgentError, match="agent 'a' is registered twice"):
             app.agent("a")(nothing)
 
-    @pytest.mark.parametrize("thing", [Document, "text", functools.partial(nothing)])
+    @pytest.mark.parametrize("thing", [Document, "text", classmethod(lambda cls: None)])
     def test_what_is_no_function(self, thing: Any) -> None:
         says = (
             r"agent 'a' must be a function \(def or async def\) or a subclass of warren.Agent, not .*register"
@@ -184,7 +279,7 @@ class TestClasses:
         spec, ctx = register(Browser), context()
         assert spec.arguments({"url": "u"}, ctx) == {"page": Document(url="u"), "ctx": ctx}
         assert not spec.is_stateless
-        assert spec.result.validate_python(["a"]) == ["a"]
+        assert spec.result.dump(["a"]) == b'["a"]'
         assert type(spec.factory()) is Browser
 
     def test_the_decorator_gives_the_class_back(self) -> None:

@@ -68,6 +68,9 @@ COMMAND = "[agents.x]\ncommand = "
 
 WRONG: dict[str, tuple[str | bytes, str]] = {
     "no_toml": ("[agents", "{file} is not TOML: "),
+    "digits": (CAT + f"retries = {'9' * 5000}", "{file} is not TOML: "),
+    "depth": ("x = " + "[" * 100_000, "{file} is not TOML: "),
+    "home": (CAT + "cwd = '~no-such-user/x'", "[agents.x]: cwd: '~no-such-user/x' names a home that"),
     "no_text": (b"\xff", "{file} is not UTF-8, as TOML must be"),
     "empty": ("", "{file} declares no agent: it takes tables [agents.NAME], for example"),
     "number": ("agents = 3", "{file} declares no agent"),

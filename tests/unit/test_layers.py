@@ -29,11 +29,11 @@ LAYERS: Final = {
         "memory", "records", "takeover", "pool", "pool_*", "intake", "scheduler", "desk", "replay",
         "replay_edit", "peers", "fleet", "overview", "remembering", "worker", "command_agent",
         "command_process", "http_agent", "tally", "fleet_totals", "lookout", "event_reader", "refusals",
-        "replies",
+        "replies", "json_type",
     ),
     "edges": (
-        "__init__", "client", "client_*", "runtime", "agents_file", "asyncapi", "schemas", "cli", "cli_*",
-        "demo", "demo_*", "testing", "metrics", "metrics_*", "gateway", "gateway.*",
+        "__init__", "client", "client_*", "runtime", "runtime_*", "agents_file", "asyncapi", "schemas", "cli",
+        "cli_*", "demo", "demo_*", "testing", "metrics", "metrics_*", "gateway", "gateway.*",
     ),
 }  # fmt: skip
 LOWEST_FIRST: Final = list(LAYERS)
