@@ -35,7 +35,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from warren import bus_lenient
 from warren.bus_outage import Rarely
 from warren.errors import AccessRefused, BrokerUnavailable, NotDeclared, QueueMismatch
-from warren.loops import is_cancelled
+from warren.loops import cancellations, is_cancelled
 from warren.settings import Settings, without_password
 from warren.topology import Profile, Topology, profile_for
 
@@ -177,10 +177,11 @@ class Connection:
         self._ready.set()
 
     async def _open(self, outer: aio_pika.Connection) -> None:
+        before = cancellations()
         try:
             await outer.connect(timeout=self.settings.connect_timeout)
         except (*LOST, TimeoutError) as error:
-            if is_cancelled():  # lost when both come at once (`asyncio.wait_for` of Python 3.11)
+            if is_cancelled(before):  # lost when both come at once (`asyncio.wait_for` of Python 3.11)
                 raise asyncio.CancelledError from error
             raise translate(error, self.url) from error
         if outer.transport is None:
@@ -253,10 +254,11 @@ class Connection:
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """Turn what a lost connection or a refused request raises into an error of ours."""
+        before = cancellations()
         try:
             yield
         except asyncio.CancelledError:
-            if is_cancelled():
+            if is_cancelled(before):
                 raise
             raise BrokerUnavailable(f"the connection to {without_password(self.url)} was lost") from None
         except LOST as error:

@@ -29,7 +29,7 @@ from warren.errors import (
     QueueFull,
     Unroutable,
 )
-from warren.loops import is_cancelled
+from warren.loops import cancellations, is_cancelled
 from warren.settings import without_password
 from warren_schemas import REPUBLISHED
 
@@ -63,10 +63,11 @@ class Publisher:
             sent = False
             while True:
                 channel = await self._open_channel(deadline, sent=sent)
+                before = cancellations()
                 try:
                     await self._publish_on(channel, message, deadline)
                 except asyncio.CancelledError:
-                    if is_cancelled():
+                    if is_cancelled(before):
                         raise
                 except LOST as error:
                     self._raise_if_refused(message, error)

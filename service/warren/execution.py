@@ -14,18 +14,21 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
+from warren.agent import Agent
 from warren.agents import AgentSpec
 from warren.breaker import Permit, Valve
 from warren.context import Context
 from warren.errors import FenceLost, Reject, RetryAfter, WarrenError
-from warren.failure import Failure, what_does_not_fit
+from warren.failure import AgentRaised, Failure, is_only, meaning_of, what_does_not_fit
 from warren.histogram import Times
-from warren.loops import is_cancelled
+from warren.isolation import Ended
+from warren.loops import forget_cancellations
 from warren.outcome import (
     BREAKER_OPEN,
     SHUTDOWN,
@@ -95,17 +98,15 @@ class Execution:
     async def run(self) -> Outcome:
         """Run the agent until it succeeds, is exhausted, or must be released.
 
-        Cancelled, it gives `Released` with no attempt counted for what was cut short.
+        Cancelled, it gives `Released` with no attempt counted for what was cut short. An agent runs in a task
+        of its own (`isolation`), so that a CancelledError in this one was asked for by the worker.
         """
         try:
             return await self._run()
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or not task.cancelling():
-                raise
-            while task.cancelling():
-                task.uncancel()
             return Released(self.attempts, tried=self._tried, probe=False, reason=SHUTDOWN)
+        finally:
+            forget_cancellations()  # dealt with: settling must not meet it again
 
     async def _run(self) -> Outcome:
         if (expired := self._expired()) is not None:
@@ -115,7 +116,7 @@ class Execution:
         except ValidationError as error:
             # Without a traceback: the stack would show only ourselves.
             return self._dead("invalid", Failure.told("InvalidPayload", what_does_not_fit(error)))
-        except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
+        except BaseException as error:  # noqa: BLE001 - a validator of the user's may raise anything
             return self._dead("invalid", Failure.of(error))
         if self.task.not_before is not None and (seconds := _seconds_until(self.task.not_before)) > 0:
             self.valve.pass_by()
@@ -157,14 +158,13 @@ class Execution:
         try:
             with self.span(self.attempts):
                 result = await self._call(arguments)
-        except BaseException as error:
-            if _closes_us(error):
-                raise
-            if is_cancelled():
-                self.valve.abandoned(permit)
-                self.attempts -= 1
-                raise asyncio.CancelledError from error
-            return self._judge(permit, error)
+        except AgentRaised as raised:
+            return self._judge(permit, raised.error)
+        except (Exception, asyncio.CancelledError):
+            # Not the agent's: this worker was told to stop the task, or failed itself.
+            self.valve.abandoned(permit)
+            self.attempts -= 1
+            raise
         finally:
             self.attempting = False
         self.valve.succeeded(permit)
@@ -173,6 +173,7 @@ class Execution:
     def _judge(self, permit: Permit, error: BaseException) -> Outcome | Failed:
         """What an attempt that raised comes to: only a real failure is the breaker's business."""
         self._tried = True
+        error = meaning_of(error)
         if isinstance(error, FenceLost):
             self.valve.abandoned(permit)
             return Superseded()
@@ -191,20 +192,22 @@ class Execution:
         The time begins when there is an agent: waiting for one, or starting it, uses up none of it.
         """
         seconds = self.task.timeout_s or self.spec.timeout or self.settings.task_timeout
-        async with self.pool.lease(self.spec, self.task.user_id) as agent:
+        lease = self.pool.lease(self.spec, self.task.user_id)
+        async with lease as agent:
             self.attempting = True
             self._note_wait()
-            limit, started = asyncio.timeout(seconds), time.perf_counter()
+            started = time.perf_counter()
             try:
-                async with limit:
-                    value = await agent.run(**arguments)
-            except TimeoutError as error:
-                if limit.expired():
-                    raise TimeoutError(f"no result within {seconds:g} s") from error
-                raise
+                ended = await lease.call(partial(self._result_of, agent, arguments), seconds)
             finally:
                 self.times.run.observe(time.perf_counter() - started)
-            return self._as_json(value)
+            if (error := _error_of(ended, seconds)) is not None:
+                raise AgentRaised(error)
+            result: bytes = ended.value
+            return result
+
+    async def _result_of(self, agent: Agent, arguments: dict[str, Any]) -> bytes:
+        return self._as_json(await agent.run(**arguments))
 
     def _note_wait(self) -> None:
         """A task is ready from when it was made, or from when it may run: that wait was asked for."""
@@ -286,12 +289,19 @@ def _seconds_until(moment: datetime) -> float:
     return (moment - datetime.now(UTC)).total_seconds()
 
 
-def _closes_us(error: BaseException) -> bool:
-    """Whether a GeneratorExit closes our own coroutine, after its loop has ended, or comes from the agent."""
-    if not isinstance(error, GeneratorExit):
-        return False
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return True
-    return False
+def _error_of(ended: Ended, seconds: float) -> BaseException | None:
+    """The error that an attempt ended with. One that only tells of the cancellation at its end is a time-out.
+
+    Raised late, an error of the agent's own is kept.
+    """
+    if ended.is_stuck:
+        return TimeoutError(
+            f"no result within {seconds:g} s; the agent ignores its cancellation and still runs"
+        )
+    if not ended.is_late or ended.error is None:
+        return ended.error
+    if not is_only(ended.error, asyncio.CancelledError, TimeoutError):
+        return ended.error
+    error = TimeoutError(f"no result within {seconds:g} s")
+    error.__cause__ = ended.error
+    return error

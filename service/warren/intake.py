@@ -19,6 +19,7 @@ from warren.errors import InvalidTask
 from warren.execution import Execution
 from warren.failure import Failure
 from warren.lanes import Lane, Slots
+from warren.loops import forget_cancellations
 from warren.memory import Memory
 from warren.outcome import SHUTDOWN, Cancelled, Dead, Outcome, Released, Succeeded
 from warren.pool import Pool
@@ -222,7 +223,7 @@ class Intake:
         try:
             await slots.acquire()
         except asyncio.CancelledError:
-            run.handler.uncancel()
+            forget_cancellations()
             return Released(run.execution.attempts, tried=False, probe=False, reason=SHUTDOWN)
         run.began = time.monotonic()
         try:

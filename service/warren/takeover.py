@@ -12,7 +12,7 @@ import structlog
 
 from warren.bus_delivery import Delivery
 from warren.failure import Failure
-from warren.loops import is_cancelled
+from warren.loops import forget_cancellations, is_cancelled
 from warren.outcome import SHUTDOWN, Dead, Outcome, Released, Stale
 from warren.records import kept
 from warren.runs import Run
@@ -48,9 +48,9 @@ class Takeover:
             try:
                 outcome = await self._admit(run, alone)
             except asyncio.CancelledError:
-                if not is_cancelled():
+                if not is_cancelled(since=0):
                     raise
-                run.handler.uncancel()
+                forget_cancellations()
                 outcome = Released(run.execution.attempts, tried=False, probe=False, reason=SHUTDOWN)
             yield outcome
 

@@ -18,7 +18,9 @@ SERVICE: Final = Path(warren.__file__).parent
 
 # From the bottom to the top. A module may import from its own layer and from those below it.
 LAYERS: Final = {
-    "leaves": ("errors", "settings", "loops", "failure", "threads", "cron", "histogram", "tracing"),
+    "leaves": (
+        "errors", "settings", "loops", "failure", "isolation", "threads", "cron", "histogram", "tracing",
+    ),
     "adapters": ("topology", "bus", "bus_*", "broker", "broker_*", "store", "store_*"),
     "engine": (
         "context", "agent", "agents", "breaker", "outcome", "execution", "wire", "events", "settle", "lanes",
