@@ -19,6 +19,7 @@ import uvloop
 from warren import agents_file
 from warren.agents import Warren
 from warren.errors import ConfigurationError
+from warren.output import LogLines, forgive, standard, unfailing
 from warren.settings import Settings
 from warren.worker import Worker
 
@@ -117,12 +118,18 @@ async def work(app: Warren, settings: Settings, url: str) -> None:
 
 
 def _for_people() -> Sequence[structlog.types.Processor]:
-    return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    return [unfailing(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))]
 
 
 def _for_machines() -> Sequence[structlog.types.Processor]:
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
+    render = structlog.processors.JSONRenderer()
+    with_traceback = structlog.processors.ExceptionRenderer(tracebacks)
+
+    def line(logger: Any, method: str, event: structlog.types.EventDict) -> str | bytes:
+        return render(logger, method, with_traceback(logger, method, event))
+
+    return [unfailing(line)]
 
 
 def configure_logging(settings: Settings) -> None:
@@ -130,7 +137,9 @@ def configure_logging(settings: Settings) -> None:
 
     Tracebacks are without local variables: among those are payloads, passwords and keys.
     """
-    terminal = sys.stderr.isatty()
+    stream = standard(sys.stderr)
+    terminal = stream.isatty()
+    lines = LogLines(stream)
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     structlog.configure(
         processors=[
@@ -140,8 +149,14 @@ def configure_logging(settings: Settings) -> None:
             *(_for_people() if terminal else _for_machines()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: lines,
     )
     # What these say about a lost connection, we say once and in our own words.
     for noisy in ("aiormq", "aio_pika"):
         logging.getLogger(noisy).setLevel(logging.DEBUG if level == logging.DEBUG else logging.CRITICAL)
+
+
+def configure_service(settings: Settings) -> None:
+    """The same for a process that runs for long: it goes on when its standard streams cannot be written."""
+    configure_logging(settings)  # before: it counts the lines that it loses
+    forgive()

@@ -19,7 +19,8 @@ SERVICE: Final = Path(warren.__file__).parent
 # From the bottom to the top. A module may import from its own layer and from those below it.
 LAYERS: Final = {
     "leaves": (
-        "errors", "settings", "loops", "failure", "isolation", "threads", "cron", "histogram", "tracing",
+        "errors", "settings", "loops", "failure", "isolation", "threads", "cron", "histogram", "output",
+        "tracing",
     ),
     "adapters": ("topology", "bus", "bus_*", "broker", "broker_*", "store", "store_*"),
     "engine": (
