@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -22,7 +23,7 @@ class Acknowledgements:
 
     def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel
-        self._unsettled: dict[int, None] = {}
+        self._unsettled: dict[int, float] = {}  # when each arrived, in monotonic seconds
         self._batch: list[int] = []
         self._sending = asyncio.Lock()
         self._flush: asyncio.Task[None] | None = None
@@ -44,22 +45,33 @@ class Acknowledgements:
 
     def delivered(self, tag: int) -> None:
         """A message has arrived. Tags only grow, so the first one here is the oldest."""
-        self._unsettled[tag] = None
+        self._unsettled[tag] = time.monotonic()
+
+    def longest_held(self) -> float:
+        """Seconds since the oldest message arrived that is still unsettled; 0 without one."""
+        arrived = next(iter(self._unsettled.values()), None)
+        return 0.0 if arrived is None else time.monotonic() - arrived
 
     def ack(self, tag: int) -> None:
         """Acknowledge with the others of this turn."""
-        self._unsettled.pop(tag, None)
+        del self._unsettled[tag]
         self._batch.append(tag)
         if len(self._batch) == 1:
             self._flush = asyncio.create_task(self.flush(), name="acknowledgements")
 
-    async def release(self, tag: int) -> None:
-        """Give one message back to its queue, behind the acknowledgements before it."""
+    def is_settled(self, tag: int) -> bool:
+        """Whether it was acknowledged or given back already."""
+        return tag not in self._unsettled
+
+    async def give_back(self, tag: int, *, requeue: bool) -> None:
+        """Give one message back to its queue, or to its dead-letter exchange, behind the acknowledgements
+        before it.
+        """
         await self.flush()
         async with self._sending:  # until the frame is out, no `multiple` may reach past this tag
             if self.is_open:
                 with suppress(ChannelInvalidStateError):  # with the channel everything has gone back
-                    await self._channel.basic_nack(tag, requeue=True, wait=False)
+                    await self._channel.basic_nack(tag, requeue=requeue, wait=False)
             self._unsettled.pop(tag, None)
 
     async def flush(self) -> None:
@@ -81,7 +93,7 @@ class Acknowledgements:
 
 
 class Delivery:
-    """One message as it was delivered, to be acknowledged or released exactly once."""
+    """One message as it was delivered, to be acknowledged or given back; only the first of these counts."""
 
     __slots__ = (
         "_acknowledgements",
@@ -119,6 +131,10 @@ class Delivery:
         self._on_settled = on_settled
         acknowledgements.delivered(self._tag)
 
+    def drop_body(self) -> None:
+        """Free the memory of a message that goes back unread."""
+        self.body = b""
+
     @property
     def may_be_second_copy(self) -> bool:
         """Whether this message may have been delivered, or published, before."""
@@ -148,10 +164,19 @@ class Delivery:
 
     def ack(self) -> None:
         """Acknowledge. It has no effect when the channel is gone: the message is delivered again."""
-        self._acknowledgements.ack(self._tag)
-        self._on_settled(self)
+        if not self._acknowledgements.is_settled(self._tag):
+            self._acknowledgements.ack(self._tag)
+            self._on_settled(self)
 
     async def release(self) -> None:
         """Give the message back to its queue (nack with requeue, which counts as no delivery)."""
-        await self._acknowledgements.release(self._tag)
-        self._on_settled(self)
+        await self._give_back(requeue=True)
+
+    async def reject(self) -> None:
+        """Have the broker move the message to the dead-letter exchange of its queue, as `rejected`."""
+        await self._give_back(requeue=False)
+
+    async def _give_back(self, *, requeue: bool) -> None:
+        if not self._acknowledgements.is_settled(self._tag):
+            await self._acknowledgements.give_back(self._tag, requeue=requeue)
+            self._on_settled(self)

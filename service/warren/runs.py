@@ -30,8 +30,9 @@ class Run:
     """One task in this worker, with every delivery of it that has arrived so far.
 
     `is_recorded`: its outcome stands in the ledger already. `is_cancelled`: nobody wants it any more.
-    `handler` is the asyncio task that runs and settles it; cancelling it before there is an outcome
-    releases the task. `began` is when it got its slot (monotonic seconds), None while it has none.
+    `is_again`: this worker failed to handle it before. `handler` is the asyncio task that runs and settles
+    it; cancelling it before there is an outcome releases the task. `began` is when it got its slot (monotonic
+    seconds), None while it has none.
     """
 
     key: Key
@@ -42,6 +43,7 @@ class Run:
     handler: asyncio.Task[None]
     is_recorded: bool = False
     is_cancelled: bool = False
+    is_again: bool = False
     began: float | None = None
     outcome: Outcome | None = None
 

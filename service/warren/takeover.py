@@ -33,7 +33,7 @@ class Takeover:
 
     def concerns(self, run: Run) -> bool:
         """Whether the task has to be looked up before it runs; most need not, and pay nothing."""
-        return _may_have_run(run.deliveries[0]) or self._is_cancelled(run.key.task_id)
+        return run.is_again or _may_have_run(run.deliveries[0]) or self._is_cancelled(run.key.task_id)
 
     @asynccontextmanager
     async def admitted(self, run: Run) -> AsyncIterator[Outcome | None]:

@@ -28,7 +28,7 @@ LAYERS: Final = {
         "runs", "relay", "sharing", "control", "health", "ageing", "dead_letters", "memory", "records",
         "takeover", "pool", "pool_*", "intake", "scheduler", "desk", "replay", "replay_edit", "peers",
         "fleet", "overview", "remembering", "worker", "command_agent", "command_process", "http_agent",
-        "tally", "fleet_totals", "lookout",
+        "tally", "fleet_totals", "lookout", "trouble",
     ),
     "edges": (
         "__init__", "client", "client_*", "runtime", "agents_file", "asyncapi", "schemas", "cli", "cli_*",
