@@ -20,6 +20,7 @@ WarrenError
 │   ├── StoreUnusable         it is damaged, read-only or of another schema version
 │   └── FenceLost             a newer run has taken this task over: stop
 ├── StepError                 a step's name was used twice, or its value is no JSON or too large
+├── AttemptOver               a step of an attempt that has ended: its thread is to stop
 ├── CommandFailed             a `CommandAgent`'s program did not start, failed, or printed no JSON
 ├── HttpFailed                an `HttpAgent`'s server was not reached, failed, or answered no JSON
 ├── InvalidTask               not a task, or not one of a version that we read
@@ -124,6 +125,10 @@ class FenceLost(StoreError):
 
 class StepError(WarrenError):
     """A step's name was used twice in one run, or its value is no JSON or over `max_result_bytes`."""
+
+
+class AttemptOver(WarrenError):
+    """The attempt has timed out, or was cancelled: what still runs of it, in a thread perhaps, is to stop."""
 
 
 class CommandFailed(WarrenError):

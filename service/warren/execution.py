@@ -154,6 +154,8 @@ class Execution:
         if permit is None:
             return self._outage(probe=False)
         self.attempts += 1
+        if self._tried:
+            self._renew_context(arguments)
         self.context.begin_attempt(self.attempts)
         try:
             with self.span(self.attempts):
@@ -167,8 +169,15 @@ class Execution:
             raise
         finally:
             self.attempting = False
+            self.context.end_attempt()
         self.valve.succeeded(permit)
         return Succeeded(result, self.attempts)
+
+    def _renew_context(self, arguments: dict[str, Any]) -> None:
+        """A context of its own for another attempt: a thread of the last one may still use that."""
+        self.context = self.context.another()
+        if self.spec.context_name is not None:
+            arguments[self.spec.context_name] = self.context
 
     def _judge(self, permit: Permit, error: BaseException) -> Outcome | Failed:
         """What an attempt that raised comes to: only a real failure is the breaker's business."""

@@ -60,7 +60,7 @@ class Isolation:
         call returns a value all the same. `fields` are logged of a call that is left behind.
         """
         loop = asyncio.get_running_loop()
-        task = loop.create_task(_caught(function), name=name)
+        task = loop.create_task(caught(function), name=name)
         over: asyncio.Future[None] = loop.create_future()
         task.add_done_callback(partial(_wake, over))
         timer = loop.call_later(seconds, _wake, over)
@@ -95,7 +95,8 @@ class Isolation:
         log.error("agent.stuck", **fields, left_behind=self.left_behind, hint=hint)
 
 
-async def _caught(function: Callable[[], Awaitable[Any]]) -> Ended:
+async def caught(function: Callable[[], Awaitable[Any]]) -> Ended:
+    """Call an agent's function, and catch whatever it raises."""
     try:
         return Ended(await function())
     except BaseException as error:  # noqa: BLE001 - SystemExit in a task would end the event loop

@@ -17,9 +17,9 @@ from structlog.testing import capture_logs
 from tests.memories import forgetful
 from tests.rig import eventually
 
-from warren import Agent, Context, Reject, RetryAfter, Settings, Warren
+from warren import Agent, BlockingContext, Context, Reject, RetryAfter, Settings, Warren
 from warren.breaker import Valve
-from warren.errors import FenceLost
+from warren.errors import AttemptOver, FenceLost, StepError
 from warren.execution import Execution, retry_delay
 from warren.failure import Failure
 from warren.outcome import BREAKER_OPEN, SHUTDOWN, Dead, Outcome, Released, Succeeded, Superseded
@@ -617,3 +617,103 @@ class TestThread:
         end.set()
         assert isinstance(outcome, Dead)
         assert outcome.failure.error_type == "TimeoutError"
+
+
+class TestRememberingInAThread:
+    async def test_a_step_and_a_checkpoint_block(self, bench: Bench) -> None:
+        calls: list[threading.Thread] = []
+
+        def double(number: int) -> int:
+            calls.append(threading.current_thread())
+            return 2 * number
+
+        async def on_the_loop() -> str:
+            await asyncio.sleep(0)
+            return threading.current_thread().name
+
+        @bench.app.agent("a")
+        def agent(number: int, ctx: BlockingContext) -> list[Any]:
+            doubled = ctx.step("double", double, number)
+            ctx.checkpoint({"doubled": doubled})
+            thread = ctx.step("loop", on_the_loop)
+            if ctx.attempt == 1:
+                raise RetryAfter(0)
+            assert calls[0] is not threading.current_thread()
+            return [doubled, ctx.state, thread]
+
+        execution = bench.prepare(21)
+        here = threading.current_thread().name
+        assert await execution.run() == Succeeded(f'[42,{{"doubled":42}},"{here}"]'.encode(), attempts=2)
+        assert len(calls) == 1
+        assert calls[0] is not threading.current_thread()
+
+    async def test_an_annotation_of_the_other_context_does_as_well(self, bench: Bench) -> None:
+        @bench.app.agent("a")
+        def agent(_payload: None, ctx: Context) -> Any:
+            return ctx.step("one", lambda: 1)
+
+        assert await bench.run() == Succeeded(b"1", attempts=1)
+
+    async def test_an_event_loop_of_the_agents_own_awaits_them(self, bench: Bench) -> None:
+        @bench.app.agent("a")
+        def agent(_payload: None, ctx: Context) -> Any:
+            async def main() -> Any:
+                await ctx.checkpoint("there")
+                return [await ctx.step("one", asyncio.sleep, 0, "one"), ctx.state]
+
+            return asyncio.run(main())
+
+        assert await bench.run() == Succeeded(b'["one","there"]', attempts=1)
+
+    async def test_a_helper_thread_of_an_async_agent_blocks(self, bench: Bench) -> None:
+        @bench.app.agent("a")
+        async def agent(_payload: None, ctx: BlockingContext) -> Any:
+            return await asyncio.to_thread(lambda: ctx.step("one", lambda: 1))
+
+        assert await bench.run() == Succeeded(b"1", attempts=1)
+
+    @pytest.mark.parametrize("error", [StepError("no"), FenceLost("taken over"), SystemExit(1), KeyError()])
+    async def test_what_a_step_raises_is_raised_in_the_thread(
+        self, bench: Bench, error: BaseException
+    ) -> None:
+        async def step() -> None:
+            raise error
+
+        @bench.app.agent("a")
+        def agent(_payload: None, ctx: BlockingContext) -> str:
+            try:
+                ctx.step("one", step)
+            except BaseException as raised:
+                return type(raised).__name__
+            return "nothing"
+
+        assert await bench.run() == Succeeded(f'"{type(error).__name__}"'.encode(), attempts=1)
+
+    async def test_a_name_used_twice_and_no_json_are_step_errors(self, bench: Bench) -> None:
+        @bench.app.agent("a", retries=0)
+        def agent(what: str, ctx: BlockingContext) -> None:
+            ctx.step("one", object if what == "json" else int)
+            ctx.step("one", int)
+
+        for what in ("json", "twice"):
+            outcome = await bench.run(what)
+            assert isinstance(outcome, Dead)
+            assert outcome.failure.error_type == "StepError"
+
+    async def test_a_thread_of_an_attempt_that_is_over_remembers_nothing(self, bench: Bench) -> None:
+        go_on, told = threading.Event(), list[str]()
+
+        @bench.app.agent("a", timeout=0.05, retries=0)
+        def agent(_payload: None, ctx: BlockingContext) -> None:
+            go_on.wait(60)
+            for act in (lambda: ctx.step("late", int), lambda: ctx.checkpoint("late")):
+                try:
+                    act()
+                except AttemptOver as over:
+                    told.append(str(over))
+
+        execution = bench.prepare()
+        assert isinstance(await execution.run(), Dead)
+        go_on.set()
+        await eventually(lambda: len(told) == 2)
+        assert execution.context.state is None
