@@ -257,9 +257,13 @@ async def test_what_an_agent_logs_names_its_task(rig: Rig) -> None:
 async def test_a_step_in_a_thread_is_durable_and_runs_once(rig: Rig, tmp_path: Path) -> None:
     app, effects = Warren(), list[int]()
 
+    def effect(payload: int) -> int:
+        effects.append(payload)
+        return payload + 1
+
     @app.agent("steps")
     def steps(payload: int, ctx: BlockingContext) -> list[Any]:
-        value = ctx.step("effect", lambda: effects.append(payload) or payload + 1)  # type: ignore[func-returns-value]
+        value = ctx.step("effect", effect, payload)
         ctx.checkpoint("on my way")
         if ctx.attempt == 1:
             raise RetryAfter(0)
@@ -284,7 +288,7 @@ async def test_one_that_ignores_its_cancellation_holds_up_nobody(rig: Rig, kind:
                 await end.wait()
         return payload
 
-    settings = {"store_url": f"sqlite:///{tmp_path / 'store.db'}", "drain_timeout": 0.1}
+    settings: dict[str, Any] = {"store_url": f"sqlite:///{tmp_path / 'store.db'}", "drain_timeout": 0.1}
     try:
         async with rig.worker(app, **settings) as worker, rig.client(**settings) as client:
             stuck = await client.submit("stubborn", "stuck")
