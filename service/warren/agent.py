@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
+from warren.isolation import GRACE
 from warren.threads import call_in_thread
 
 
@@ -22,7 +23,12 @@ class Agent:
     Only `run` must be written; its payload and result are validated by their annotations. Each of the four
     is `async def`. An instance is made without arguments. The four may be called from different asyncio
     tasks, `run` and `check` never at the same time.
+
+    `cancel_grace` is how many seconds a `run` that was cancelled may take to clean up. One that takes longer
+    is left behind, and the instance serves no other task.
     """
+
+    cancel_grace: float = GRACE
 
     async def start(self) -> None:
         """Get ready: open what tasks need. What it raises counts as the agent's failure."""

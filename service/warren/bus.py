@@ -38,7 +38,7 @@ from warren.addresses import Address, amqp_address
 from warren.bus_outage import Rarely
 from warren.bus_tls import tls_context, what_tls_refused
 from warren.errors import AccessRefused, BrokerUnavailable, ConfigurationError, NotDeclared, QueueMismatch
-from warren.loops import is_cancelled
+from warren.loops import cancellations, is_cancelled
 from warren.settings import Settings, without_password
 from warren.topology import Profile, Topology, profile_for
 
@@ -234,10 +234,11 @@ class Connection:
             raise BrokerUnavailable(str(error)) from error  # they worked before: they may again
 
     async def _open(self, outer: aio_pika.Connection) -> None:
+        before = cancellations()
         try:
             await outer.connect(timeout=self.settings.connect_timeout)
         except Exception as error:
-            if is_cancelled():  # lost when both come at once (`asyncio.wait_for` of Python 3.11)
+            if is_cancelled(before):  # lost when both come at once (`asyncio.wait_for` of Python 3.11)
                 raise asyncio.CancelledError from error
             if self._address.scheme == "amqps" and (refused := what_tls_refused(error)):
                 raise BrokerUnavailable(f"{without_password(self.url)}: {refused}") from error
@@ -312,10 +313,11 @@ class Connection:
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """Turn what a lost connection or a refused request raises into an error of ours."""
+        before = cancellations()
         try:
             yield
         except asyncio.CancelledError:
-            if is_cancelled():
+            if is_cancelled(before):
                 raise
             raise BrokerUnavailable(f"the connection to {without_password(self.url)} was lost") from None
         except LOST as error:

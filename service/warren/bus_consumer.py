@@ -15,7 +15,7 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelInvalidStateError
 from warren.bus import LOST, Connection, translate, why_closed
 from warren.bus_delivery import Acknowledgements, Delivery
 from warren.errors import AccessRefused, BrokerError, NotDeclared
-from warren.loops import is_cancelled
+from warren.loops import cancellations, is_cancelled
 
 log = structlog.get_logger(__name__)
 
@@ -115,10 +115,11 @@ class Consumer:
         while True:
             await self._connection.ready()
             self._wake.clear()
+            before = cancellations()
             try:
                 await self._steer()
             except asyncio.CancelledError:
-                if is_cancelled():
+                if is_cancelled(before):
                     raise
                 await self._drop_channel()
             except PASSING as error:

@@ -36,7 +36,7 @@ from warren.errors import (
     QueueFull,
     Unroutable,
 )
-from warren.loops import GrowingPause, is_cancelled
+from warren.loops import GrowingPause, cancellations, is_cancelled
 from warren.settings import without_password
 from warren_schemas import REPUBLISHED
 
@@ -82,10 +82,11 @@ class Publisher:
         async with self._alone(message.message_id), _noting(lambda: sent):
             while True:
                 channel = await self._open_channel(deadline, sent=sent, alone=is_suspect)
+                before = cancellations()
                 try:
                     return await self._publish_on(channel, message, deadline)
                 except (asyncio.CancelledError, *LOST) as caught:
-                    if isinstance(caught, asyncio.CancelledError) and is_cancelled():
+                    if isinstance(caught, asyncio.CancelledError) and is_cancelled(before):
                         raise
                     error = why_closed(channel) or caught
                     self._raise_if_refused(message, error, alone=is_suspect)

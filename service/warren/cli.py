@@ -100,7 +100,7 @@ def up(
     here is stopped again at the end.
     """
     settings = read_settings()
-    runtime.configure_logging(settings)
+    runtime.configure_service(settings)
     tracing.export(settings)
     application = runtime.load(app)
     found = broker.ensure(settings, lambda text: err.print(escape(text)))
@@ -122,7 +122,7 @@ async def _up(application: Warren, settings: Settings, url: str, *, with_gateway
 def worker(app: APP) -> None:
     """Run a worker. SIGTERM or Ctrl-C drains, a second one releases what still runs at once."""
     settings = read_settings()
-    runtime.configure_logging(settings)
+    runtime.configure_service(settings)
     tracing.export(settings)
     application = runtime.load(app)
     runtime.run(runtime.work(application, settings, broker.locate(settings).url))

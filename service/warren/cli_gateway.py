@@ -39,7 +39,7 @@ def gateway(
     own; the broker may come later.
     """
     settings = read_settings()
-    runtime.configure_logging(settings)
+    runtime.configure_service(settings)
     tracing.export(settings)
     url = broker.locate(settings).url
     host = settings.gateway_host if host is None else host

@@ -16,9 +16,10 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 
 from warren.agent import Agent
-from warren.command_process import Ended, run_program
+from warren.command_process import REAP_GRACE, Ended, run_program
 from warren.context import Context
 from warren.errors import AgentError, CommandFailed, Reject, RetryAfter
+from warren.isolation import GRACE
 from warren.settings import environment_of_a_command
 
 EX_TEMPFAIL: Final = 75  # sysexits.h: a failure that may be gone later
@@ -72,6 +73,7 @@ class CommandAgent(Agent):
         self._command, self._env = list(command), dict(env or {})
         self._cwd = Path(cwd or ".").absolute()
         self._retry_after, self._kill_grace = retry_after, kill_grace
+        self.cancel_grace = kill_grace + REAP_GRACE + GRACE
 
     async def start(self) -> None:
         """Look whether the program is there. Raises CommandFailed when it is not."""

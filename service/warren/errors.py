@@ -25,6 +25,7 @@ WarrenError
 │   └── FenceLost             a newer run has taken this task over: stop
 ├── IdempotencyConflict       an idempotency key was used before, for another agent type or payload
 ├── StepError                 a step's name was used twice, or its value is no JSON or too large
+├── AttemptOver               a step of an attempt that has ended: its thread is to stop
 ├── CommandFailed             a `CommandAgent`'s program did not start, failed, or printed no JSON
 ├── HttpFailed                an `HttpAgent`'s server was not reached, failed, or answered no JSON
 ├── InvalidTask               not a task, or not one of a version that we read
@@ -170,6 +171,10 @@ class IdempotencyConflict(WarrenError):
 
 class StepError(WarrenError):
     """A step's name was used twice in one run, or its value is no JSON or over `max_result_bytes`."""
+
+
+class AttemptOver(WarrenError):
+    """The attempt has timed out, or was cancelled: what still runs of it, in a thread perhaps, is to stop."""
 
 
 class CommandFailed(WarrenError):

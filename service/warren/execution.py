@@ -14,18 +14,28 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
+from warren.agent import Agent
 from warren.agents import AgentSpec
 from warren.breaker import Permit, Valve
 from warren.context import Context
 from warren.errors import CallerTimeout, FenceLost, Reject, RetryAfter, WarrenError
-from warren.failure import Failure, what_does_not_fit
+from warren.failure import (
+    AgentRaised,
+    Failure,
+    is_only,
+    meaning_of,
+    says_nothing_of_the_agent,
+    what_does_not_fit,
+)
 from warren.histogram import Times
-from warren.loops import is_cancelled
+from warren.isolation import Ended
+from warren.loops import forget_cancellations
 from warren.outcome import (
     BREAKER_OPEN,
     SHUTDOWN,
@@ -96,17 +106,15 @@ class Execution:
     async def run(self) -> Outcome:
         """Run the agent until it succeeds, is exhausted, or must be released.
 
-        Cancelled, it gives `Released` with no attempt counted for what was cut short.
+        Cancelled, it gives `Released` with no attempt counted for what was cut short. An agent runs in a task
+        of its own (`isolation`), so that a CancelledError in this one was asked for by the worker.
         """
         try:
             return await self._run()
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or not task.cancelling():
-                raise
-            while task.cancelling():
-                task.uncancel()
             return Released(self.attempts, tried=self._tried, probe=False, reason=SHUTDOWN)
+        finally:
+            forget_cancellations()  # dealt with: settling must not meet it again
 
     async def _run(self) -> Outcome:
         if (expired := self._expired()) is not None:
@@ -116,7 +124,7 @@ class Execution:
         except ValidationError as error:
             # Without a traceback: the stack would show only ourselves.
             return self._dead("invalid", Failure.told("InvalidPayload", what_does_not_fit(error)))
-        except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
+        except BaseException as error:  # noqa: BLE001 - a validator of the user's may raise anything
             return self._dead("invalid", Failure.of(error))
         if self.task.not_before is not None and (seconds := _seconds_until(self.task.not_before)) > 0:
             self.valve.pass_by()
@@ -154,26 +162,35 @@ class Execution:
         if permit is None:
             return self._outage(probe=False)
         self.attempts += 1
+        if self._tried:
+            self._renew_context(arguments)
         self.context.begin_attempt(self.attempts)
         try:
             with self.span(self.attempts):
                 result = await self._call(arguments)
-        except BaseException as error:
-            if _closes_us(error):
-                raise
-            if is_cancelled():
-                self.valve.abandoned(permit)
-                self.attempts -= 1
-                raise asyncio.CancelledError from error
-            return self._judge(permit, error)
+        except AgentRaised as raised:
+            return self._judge(permit, raised.error)
+        except (Exception, asyncio.CancelledError):
+            # Not the agent's: this worker was told to stop the task, or failed itself.
+            self.valve.abandoned(permit)
+            self.attempts -= 1
+            raise
         finally:
             self.attempting = False
+            self.context.end_attempt()
         self.valve.succeeded(permit)
         return Succeeded(result, self.attempts)
+
+    def _renew_context(self, arguments: dict[str, Any]) -> None:
+        """A context of its own for another attempt: a thread of the last one may still use that."""
+        self.context = self.context.another()
+        if self.spec.context_name is not None:
+            arguments[self.spec.context_name] = self.context
 
     def _judge(self, permit: Permit, error: BaseException) -> Outcome | Failed:
         """What an attempt that raised comes to: only a real failure is the breaker's business."""
         self._tried = True
+        error = meaning_of(error)
         if isinstance(error, FenceLost):
             self.valve.abandoned(permit)
             return Superseded()
@@ -195,21 +212,22 @@ class Execution:
         The time begins when there is an agent: waiting for one, or starting it, uses up none of it.
         """
         seconds, exceeded = self._limit()
-        async with self.pool.lease(self.spec, self.task.user_id) as agent:
+        lease = self.pool.lease(self.spec, self.task.user_id)
+        async with lease as agent:
             self.attempting = True
             self._note_wait()
-            limit, started = asyncio.timeout(seconds), time.perf_counter()
+            started = time.perf_counter()
             try:
-                async with limit:
-                    value = await agent.run(**arguments)
-            except Exception as error:
-                # Cut short by its caller, an agent may fail in any way: that is the caller's failure too.
-                if limit.expired() and (exceeded is CallerTimeout or isinstance(error, TimeoutError)):
-                    raise exceeded(f"no result within {seconds:g} s") from error
-                raise
+                ended = await lease.call(partial(self._result_of, agent, arguments), seconds)
             finally:
                 self.times.run.observe(time.perf_counter() - started)
-            return self._as_json(value)
+            if (error := _error_of(ended, seconds, exceeded)) is not None:
+                raise AgentRaised(error)
+            result: bytes = ended.value
+            return result
+
+    async def _result_of(self, agent: Agent, arguments: dict[str, Any]) -> bytes:
+        return self._as_json(await agent.run(**arguments))
 
     def _limit(self) -> tuple[float, type[TimeoutError]]:
         """Seconds that an attempt may take, and the error of one that takes longer: the smaller limit wins.
@@ -301,12 +319,21 @@ def _seconds_until(moment: datetime) -> float:
     return (moment - datetime.now(UTC)).total_seconds()
 
 
-def _closes_us(error: BaseException) -> bool:
-    """Whether a GeneratorExit closes our own coroutine, after its loop has ended, or comes from the agent."""
-    if not isinstance(error, GeneratorExit):
-        return False
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return True
-    return False
+def _error_of(ended: Ended, seconds: float, exceeded: type[TimeoutError]) -> BaseException | None:
+    """The error that an attempt ended with. One that only tells of the cancellation at its end is a time-out.
+
+    Raised late, an error of the agent's own is kept, unless its caller cut it short (`exceeded` is
+    CallerTimeout): then an agent may fail in any way, and that is the caller's failure too.
+    """
+    if ended.is_stuck:
+        return TimeoutError(
+            f"no result within {seconds:g} s; the agent ignores its cancellation and still runs"
+        )
+    if not ended.is_late or ended.error is None:
+        return ended.error
+    keeps_its_own = exceeded is TimeoutError or says_nothing_of_the_agent(ended.error)
+    if keeps_its_own and not is_only(ended.error, asyncio.CancelledError, TimeoutError):
+        return ended.error
+    error = exceeded(f"no result within {seconds:g} s")
+    error.__cause__ = ended.error
+    return error

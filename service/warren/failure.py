@@ -1,10 +1,15 @@
-"""What is kept of an exception: enough to understand a dead letter, and to group it with its like."""
+"""What an agent raised: what it means, and what is kept of it.
+
+It is enough to understand a dead letter, and to group it with its like. An exception may do anything when it
+is asked for its text or its parts; nothing here raises.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import reprlib
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +17,11 @@ from types import TracebackType
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from warren.errors import CallerTimeout, FenceLost, Reject, RetryAfter
+
 TRACEBACK_BYTES = 8 * 1024
 MESSAGE_BYTES = 2 * 1024
+NAME_BYTES = 200
 INPUT_BYTES = 100
 LISTED = 10  # problems of a payload
 DESCRIBED = 1000
@@ -21,7 +29,54 @@ _INPUT = ", input_value="  # in pydantic's own text, unless a model has hide_inp
 _REPR = reprlib.Repr()
 _REPR.maxdict = _REPR.maxlist = 10
 _REPR.maxstring = _REPR.maxother = INPUT_BYTES
+FRAMES = 50  # the last ones, where Python cannot format a traceback
 _HOME = str(Path(__file__).parent)
+
+
+class AgentRaised(Exception):
+    """Carries what an agent raised, so that its CancelledError, for one, is not taken for the worker's."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        super().__init__(_name_of(error))
+
+
+def meaning_of(error: BaseException) -> BaseException:
+    """The exception that decides: of an exception group one of those that it holds, however deep.
+
+    A FenceLost decides before all others: the task is not this run's any more. Then a Reject, then the
+    RetryAfter with the longest wait, whatever else is in the group. Otherwise it is the group itself.
+    """
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    parts = tuple(_parts(error))
+    for kind in (FenceLost, Reject):
+        if (found := next((part for part in parts if isinstance(part, kind)), None)) is not None:
+            return found
+    waits = [part for part in parts if isinstance(part, RetryAfter)]
+    return max(waits, key=lambda wait: wait.seconds, default=error)
+
+
+def says_nothing_of_the_agent(error: BaseException) -> bool:
+    """Whether it is about the task alone: no failure of the agent."""
+    return isinstance(meaning_of(error), Reject | RetryAfter | CallerTimeout | FenceLost)
+
+
+def is_only(error: BaseException, *kinds: type[BaseException]) -> bool:
+    """Whether the exception, and each one that it holds as a group, is of these kinds."""
+    return all(isinstance(part, kinds) for part in _parts(error))
+
+
+def _parts(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions of a group that are no groups themselves, or the exception alone."""
+    waiting = [error]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, BaseExceptionGroup):
+            # The tuple itself: a subclass may have an `exceptions` of its own.
+            waiting.extend(reversed(BaseExceptionGroup.exceptions.__get__(part)))
+        else:
+            yield part
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +90,12 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Describe an exception, even one whose `str()` raises."""
-        name = type(error).__name__
-        text = "".join(traceback.format_exception(error))
+        """Describe an exception, whatever it does when it is asked."""
+        name = _name_of(error)
         return cls(
             error_type=name,
             message=_clip(message_of(error), MESSAGE_BYTES),
-            traceback=_clip(text, TRACEBACK_BYTES, keep_end=True),
+            traceback=_clip(_traceback_of(error), TRACEBACK_BYTES, keep_end=True),
             fingerprint=_fingerprint(name, error.__traceback__),
         )
 
@@ -54,9 +108,29 @@ class Failure:
 def message_of(error: BaseException) -> str:
     """`str(error)`, or what can be said when that raises."""
     try:
-        return str(error) or repr(error)
+        return str.__str__(str(error) or repr(error))  # a subclass of str may do anything, too
     except BaseException as broken:  # noqa: BLE001 - it is the agent's exception: it may do anything
-        return f"<{type(error).__name__} whose str() raises {type(broken).__name__}>"
+        return f"<{_name_of(error)} whose str() raises {_name_of(broken)}>"
+
+
+def _name_of(error: BaseException) -> str:
+    # The name itself: a metaclass may have a `__name__` of its own.
+    name: str = type.__dict__["__name__"].__get__(type(error))
+    return _clip(name, NAME_BYTES)
+
+
+def _traceback_of(error: BaseException) -> str:
+    """The traceback as Python prints it. Where that fails, the frames and the message."""
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException as broken:  # noqa: BLE001 - notes, causes, even source lines may do anything
+        frames = list(traceback.walk_tb(error.__traceback__))[-FRAMES:]
+        lines = (
+            f'  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}\n'
+            for frame, line in frames
+        )
+        why = f"(no full traceback: to format it raises {_name_of(broken)})\n"
+        return "".join((*lines, why, f"{_name_of(error)}: {message_of(error)}\n"))
 
 
 def what_does_not_fit(error: ValidationError) -> str:
@@ -97,12 +171,16 @@ def _fingerprint(error_type: str, trace: TracebackType | None) -> str:
         for frame, _ in traceback.walk_tb(trace)
         if not frame.f_code.co_filename.startswith(_HOME)
     ]
-    return hashlib.sha256("\n".join([error_type, *frames]).encode()).hexdigest()[:16]
+    # A file name that is not UTF-8 has lone surrogates.
+    place = "\n".join([error_type, *frames]).encode("utf-8", "backslashreplace")
+    return hashlib.sha256(place).hexdigest()[:16]
 
 
 def _clip(text: str, limit: int, *, keep_end: bool = False) -> str:
     """At most `limit` bytes of UTF-8, from the beginning or the end."""
-    raw = text.encode("utf-8", "backslashreplace")
+    # A character is at least a byte: what is cut off here need not be encoded.
+    part = text if len(text) <= limit else text[-limit - 1 :] if keep_end else text[: limit + 1]
+    raw = part.encode("utf-8", "backslashreplace")
     if len(raw) <= limit:
         return raw.decode()
     mark = "…"

@@ -90,6 +90,7 @@ class Health:
             "waiting": dict(self._waiting),
             "awaiting_agent": {name: awaiting[name] for name in self._lanes},
             "agents": {name: dict(agents.get(name, {})) for name in self._lanes},
+            "left_behind": self._pool.isolation.left_behind,
             "paused": [name for name, lane in self._lanes.items() if "pause" in lane.holds],
             "breakers": {name: lane.valve.state for name, lane in self._lanes.items()},
             "totals": self._tally.totals.as_json(),

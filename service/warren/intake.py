@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
+from itertools import count
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,10 +17,11 @@ import structlog
 from warren.bus_delivery import Delivery
 from warren.bus_freight import Freight, weight
 from warren.context import Context
-from warren.errors import InvalidTask, StoreRefused
+from warren.errors import FenceLost, InvalidTask, StoreRefused
 from warren.execution import Execution
 from warren.failure import Failure
 from warren.lanes import Lane, Slots
+from warren.loops import forget_cancellations, is_cancelled
 from warren.memory import Memory
 from warren.outcome import SHUTDOWN, Cancelled, Dead, Outcome, Released, Succeeded, Superseded
 from warren.pool import Pool
@@ -32,6 +34,7 @@ from warren.takeover import Takeover
 from warren.tally import Tally
 from warren.topology import Names
 from warren.tracing import Tracing
+from warren.trouble import given_up, pause_after
 from warren.wire import Key, attempts_of, decode, key_of
 from warren_schemas import Task
 
@@ -52,16 +55,18 @@ class Intake:
         tally: Tally,
         settler: Settler,
         ledger: Ledger | None,
-        is_cancelled: Callable[[UUID], bool],
+        is_unwanted: Callable[[UUID], bool],
         pool: Pool,
         tracing: Tracing | None = None,
     ) -> None:
         self._tracing, self._names = tracing, Names(settings.namespace)
         self._worker_id, self._settings, self._runs, self._tally = worker_id, settings, runs, tally
         self._settler, self._ledger, self._pool = settler, ledger, pool
-        self._takeover = Takeover(ledger, settings, is_cancelled) if ledger is not None else None
+        self._takeover = Takeover(ledger, settings, is_unwanted) if ledger is not None else None
         self._handlers: set[asyncio.Task[None]] = set()
         self._freight = Freight(settings.max_bytes_in_flight)
+        self._failed: dict[Delivery, Run] = {}
+        self._leaving = asyncio.Event()
 
     def take(self, lane: Lane, delivery: Delivery) -> None:
         """Handle one delivery from its arrival to its settlement, if there is memory for it."""
@@ -103,18 +108,70 @@ class Intake:
         """What goes wrong here is ours, not the agent's."""
         self._tally.of(lane.spec.agent_type).totals.delivered += 1
         try:
-            await self._take(lane, delivery)
-        except Exception:
-            log.exception("worker.failed", agent_type=lane.spec.agent_type)
-            await self._give_back([delivery])
+            await self._patiently(lane, delivery)
         finally:
             self._freight.unload(size)
+
+    async def _patiently(self, lane: Lane, delivery: Delivery) -> None:
+        """Take the delivery; try again after a growing pause, and at last set it aside.
+
+        It stays here in between: given back, it would look like one whose worker died.
+        """
+        for tries in count(1):
+            try:
+                return await self._take(lane, delivery, is_again=tries > 1)
+            except asyncio.CancelledError as error:
+                if is_cancelled(since=0):
+                    raise
+                failed: BaseException = error  # thrown by something that was lost
+            except Exception as error:  # noqa: BLE001 - a fault of ours must cost no other task anything
+                failed = error
+            pause = pause_after(failed, tries)
+            log.error(
+                "worker.failed",
+                agent_type=lane.spec.agent_type,
+                tries=tries,
+                again_in_s=pause,
+                exc_info=failed,
+            )
+            run = self._failed.pop(delivery, None)
+            if pause is None:
+                return await self._set_aside_surely(lane, delivery, run, failed, tries)
+            if await self._is_leaving_within(pause):
+                return await delivery.release()
+        return None
+
+    async def _is_leaving_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._leaving.wait()
+        return self._leaving.is_set()
+
+    async def _set_aside_surely(
+        self, lane: Lane, delivery: Delivery, run: Run | None, error: BaseException, tries: int
+    ) -> None:
+        """Make the task a dead letter. When even that fails, the broker does it, without a word of ours."""
+        dead = given_up(error, tries, attempts_of(delivery.headers))
+        self._tally.of(lane.spec.agent_type).totals.dead += 1
+        try:
+            if run is None:
+                await self._settler.settle_invalid(lane.spec.agent_type, dead, delivery)
+            else:
+                record = None if run.is_recorded or run.is_foreign else run.memory.run
+                await self._settler.settle(run.task, dead, [delivery], None, record)
+        except Exception:
+            log.exception("task.rejected", agent_type=lane.spec.agent_type)
+            await delivery.reject()
+
+    def leave(self) -> None:
+        """The worker ends: give back what it failed to handle and would try again."""
+        self._leaving.set()
 
     async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
         await asyncio.sleep(PAUSE_AFTER_FAILURE)
         await asyncio.gather(*(delivery.release() for delivery in deliveries))
 
-    async def _take(self, lane: Lane, delivery: Delivery) -> None:
+    async def _take(self, lane: Lane, delivery: Delivery, *, is_again: bool) -> None:
         try:
             task = decode(delivery, self._settings, agent_type=lane.spec.agent_type)
         except InvalidTask as error:
@@ -127,6 +184,7 @@ class Intake:
             lane.valve.pass_by()
             return
         run = self._new_run(key, task, lane, delivery)
+        run.is_again = is_again
         self._runs.begin(run)
         try:
             if self._tracing is None:
@@ -135,12 +193,29 @@ class Intake:
                 queue = self._names.queue(task.agent_type)
                 with self._tracing.processing(task.agent_type, task.task_id, queue, delivery.headers):
                     await self._run(run, lane)
-        except Exception:
-            # Those that were adopted; the first one is released by `_handle`.
-            await asyncio.gather(*(adopted.release() for adopted in run.deliveries[1:]))
+        except (Exception, asyncio.CancelledError):
+            if not is_cancelled(since=0):
+                await self._note_failure(run)
             raise
         finally:
             self._runs.end(run)
+
+    async def _note_failure(self, run: Run) -> None:
+        """Note that this run came to no end by a fault of ours: no worker has died of its task."""
+        self._failed[run.deliveries[0]] = run
+        await self._excuse(run)
+        # Those that were adopted; `_patiently` sees to the first one.
+        await asyncio.gather(*(adopted.release() for adopted in run.deliveries[1:]))
+
+    async def _excuse(self, run: Run) -> None:
+        if self._ledger is None or not (run.memory.has_row or not run.deliveries[0].counted):
+            return
+        try:
+            await self._ledger.release(run.memory.run)
+        except FenceLost:
+            pass  # it has its end, or is another run's
+        except Exception:
+            log.exception("worker.failed", agent_type=run.task.agent_type, doing="noting its failure")
 
     async def _run(self, run: Run, lane: Lane) -> None:
         """Run the task, if it is to be run, and settle it."""
@@ -254,7 +329,7 @@ class Intake:
         try:
             await slots.acquire()
         except asyncio.CancelledError:
-            run.handler.uncancel()
+            forget_cancellations()
             return Released(run.execution.attempts, tried=False, probe=False, reason=SHUTDOWN)
         run.began = time.monotonic()
         try:

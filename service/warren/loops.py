@@ -11,13 +11,26 @@ import structlog
 log = structlog.get_logger(__name__)
 
 
-def is_cancelled() -> bool:
-    """Whether the running task itself was cancelled.
-
-    A channel that closes, or an agent, can throw a CancelledError too: that is no cancellation of ours.
-    """
+def cancellations() -> int:
+    """How often the running task was told to end. To be asked before a call, for `is_cancelled`."""
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    return 0 if task is None else task.cancelling()
+
+
+def is_cancelled(since: int) -> bool:
+    """Whether the running task was told to end since `cancellations()` was so many.
+
+    A channel that closes can throw a CancelledError too: that is no cancellation. Nor is one that was counted
+    before: code that caught it need not have taken it back.
+    """
+    return cancellations() > since
+
+
+def forget_cancellations() -> None:
+    """The running task has dealt with every cancellation so far."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
 
 
 class GrowingPause:
@@ -64,7 +77,8 @@ class Loops:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if task.cancelled() or (error := task.exception()) is None:
+        error = _error_of(task)
+        if error is None:
             return
         log.error("loop.failed", loop=task.get_name(), error=str(error), kind=type(error).__name__)
         if self._failed is not None and not self._failed.done():
@@ -85,3 +99,14 @@ class Loops:
             self._failed.cancel()
         elif self._failed is not None and not self._failed.cancelled():
             self._failed.exception()  # seen: it is either raised by watch() or logged when it happened
+
+
+def _error_of(loop: asyncio.Task[None]) -> BaseException | None:
+    """What a loop failed with. Ended by a CancelledError that nothing asked for, it has failed, too."""
+    if not loop.cancelled():
+        return loop.exception()
+    if loop.cancelling():
+        return None
+    return RuntimeError(
+        f"the loop {loop.get_name()!r} was ended by a CancelledError of something that it used"
+    )

@@ -52,6 +52,16 @@ class Memory:
         Raises StepError for a name used twice in one attempt, or a value that is no JSON or too large;
         FenceLost when a newer run has taken the task over.
         """
+        if not await self.begin(name):
+            value = function(*args, **kwargs)
+            await self.keep(name, await value if inspect.isawaitable(value) else value)
+        return self.value(name)
+
+    async def begin(self, name: str) -> bool:
+        """Begin a step. True: what it returned is remembered already, and its function is not to run.
+
+        Raises StepError for a name that cannot be used, or was used in this attempt.
+        """
         if not 0 < len(name) <= NAME_LENGTH:
             raise StepError(f"a step's name has 1 to {NAME_LENGTH} characters, not {len(name)}")
         if name != clean(name):
@@ -61,10 +71,14 @@ class Memory:
         self._used.add(name)
         if name in self._writing:
             await asyncio.shield(self._writing[name])
-        elif name not in self._steps:
-            value = function(*args, **kwargs)
-            kept = self._as_json(await value if inspect.isawaitable(value) else value, f"step {name!r}")
-            await self._remember(name, kept)
+        return name in self._steps
+
+    async def keep(self, name: str, value: Any) -> None:
+        """Remember what the function of a step returned. Raises StepError or FenceLost."""
+        await self._remember(name, self._as_json(value, f"step {name!r}"))
+
+    def value(self, name: str) -> Any:
+        """What a step returned."""
         # Read back even the first time, so that a retry sees what the first run saw.
         return from_json(self._steps[name])
 

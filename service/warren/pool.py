@@ -10,22 +10,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import count
 from types import TracebackType
-from typing import Final
+from typing import Any
 
 from warren.agent import Agent
 from warren.agents import AgentSpec
-from warren.errors import CallerTimeout, FenceLost, Reject, RetryAfter, WarrenError
-from warren.loops import is_cancelled
-from warren.pool_life import Lives
+from warren.errors import WarrenError
+from warren.failure import AgentRaised, says_nothing_of_the_agent
+from warren.isolation import Ended, Isolation
+from warren.pool_life import Lives, fields_of
 from warren.pool_members import Member, Members
 from warren.settings import Settings
-
-# What says nothing about the agent that ran the task.
-_THE_TASKS_OWN: Final = (Reject, RetryAfter, CallerTimeout, FenceLost)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,13 +41,14 @@ class _Waiter:
 class Lease:
     """An agent for one attempt: an async context manager. What leaves it as an exception is judged.
 
-    Entering raises what the agent's `start` raised, and TimeoutError when that took too long.
+    Entering raises AgentRaised with what the agent's `start` raised, a TimeoutError when that took too long.
     """
 
-    __slots__ = ("_member", "_pool", "_spec", "_user_id")
+    __slots__ = ("_is_stuck", "_member", "_pool", "_spec", "_user_id")
 
     def __init__(self, pool: Pool, spec: AgentSpec, user_id: str) -> None:
         self._pool, self._spec, self._user_id = pool, spec, user_id
+        self._is_stuck = False
 
     async def __aenter__(self) -> Agent:
         member = self._pool.take(self._spec, self._user_id)
@@ -62,7 +61,22 @@ class Lease:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.give_back(self._member, error)
+        if self._is_stuck:
+            self._pool.give_up(self._member)
+        else:
+            self._pool.give_back(self._member, error)
+
+    async def call(self, function: Callable[[], Awaitable[Any]], seconds: float) -> Ended:
+        """Call what the agent does for the attempt, within so many seconds; see `Isolation.call`."""
+        agent = self._member.agent
+        assert agent is not None
+        return await self._pool.isolation.call(
+            function, seconds, self._stuck, name=f"run {self._spec.agent_type}", grace=agent.cancel_grace
+        )
+
+    def _stuck(self) -> dict[str, Any]:
+        self._is_stuck = True
+        return fields_of(self._member) | {"method": "run"}
 
 
 class Pool:
@@ -74,7 +88,8 @@ class Pool:
     def __init__(self, settings: Settings, tell: Callable[..., None]) -> None:
         self._settings = settings
         self._members = Members(settings.max_agents, settings.max_agents_per_user)
-        self._lives = Lives(settings, tell)
+        self.isolation = Isolation()
+        self._lives = Lives(settings, tell, self.isolation)
         self._waiters: dict[_Waiter, None] = {}
         self._numbers = count(1)
         self._closed = False
@@ -109,7 +124,7 @@ class Pool:
         return member
 
     async def wait(self, spec: AgentSpec, user_id: str) -> Member:
-        """An agent, as soon as there is one. Raises what its start raised."""
+        """An agent, as soon as there is one. Raises AgentRaised with what its start raised."""
         if self._closed:
             raise _closed()
         waiter = _Waiter(spec, user_id, (spec.agent_type, user_id))
@@ -131,10 +146,16 @@ class Pool:
             return  # the pool has closed in the meantime
         if error is None:
             member.failures = 0
-        elif _is_fault(error):
-            self._blame(member, error)
+        elif (fault := _fault_of(error)) is not None:
+            self._blame(member, fault)
             return
         self._put_back(member)
+
+    def give_up(self, member: Member) -> None:
+        """The attempt is over, but the agent still runs: nobody may have it again, and its place is free."""
+        if member.state == "busy":
+            self._stop(member)
+            self._serve()
 
     def _put_back(self, member: Member) -> None:
         if member.state != "busy":
@@ -210,7 +231,7 @@ class Pool:
         if error is not None:
             if not waiter.given.done():
                 del self._waiters[waiter]
-                waiter.given.set_exception(error)
+                waiter.given.set_exception(AgentRaised(error))
             await self._lives.stop(member)
             self._blame(member, error)
             return
@@ -306,14 +327,12 @@ class Pool:
         await self._lives.stopped()
 
 
-def _is_fault(error: BaseException) -> bool:
-    """Whether what an attempt raised is the agent's fault, and not the task's or that of nobody."""
-    if isinstance(error, _THE_TASKS_OWN):
-        return False
-    try:
-        return not is_cancelled()
-    except RuntimeError:  # there is no event loop any more: our coroutine is being thrown away
-        return False
+def _fault_of(error: BaseException) -> BaseException | None:
+    """What the agent is to blame for, if anything: not for the task, nor for the end of its worker."""
+    raised = error.error if isinstance(error, AgentRaised) else error
+    if isinstance(error, asyncio.CancelledError | GeneratorExit) or says_nothing_of_the_agent(raised):
+        return None
+    return raised
 
 
 def _closed() -> WarrenError:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final
+from typing import Any
 
 import structlog
 from pydantic import JsonValue
 
 from warren.failure import Failure
+from warren.isolation import GRACE, Isolation
 from warren.pool_members import Member
 from warren.settings import Settings
-from warren.threads import portable
 from warren_schemas import State
 
 log = structlog.get_logger(__name__)
-
-# Seconds that a method has to end after it was cancelled; then it is left to itself.
-GRACE: Final = 1.0
 
 
 class Lives:
@@ -28,11 +25,10 @@ class Lives:
     Nothing here raises what an agent raises: it is returned. `tell` is that of `Events`.
     """
 
-    def __init__(self, settings: Settings, tell: Callable[..., None]) -> None:
-        self._settings, self._tell = settings, tell
+    def __init__(self, settings: Settings, tell: Callable[..., None], isolation: Isolation) -> None:
+        self._settings, self._tell, self._isolation = settings, tell, isolation
         self._work: set[asyncio.Task[None]] = set()
         self._stops: set[asyncio.Task[None]] = set()
-        self._stuck: set[asyncio.Task[Any]] = set()
         # An agent that is started or stopped because of somebody's task must not see that task's variables.
         self._context = contextvars.copy_context()
 
@@ -50,7 +46,7 @@ class Lives:
 
         error = await self._within(begin, self._settings.start_timeout, "start", member)
         if error is not None:
-            log.warning("agent.start_failed", **_fields(member), error=Failure.of(error).message)
+            log.warning("agent.start_failed", **fields_of(member), error=Failure.of(error).message)
         return error
 
     async def check(self, member: Member) -> BaseException | None:
@@ -71,7 +67,7 @@ class Lives:
         async def end() -> None:
             error = await self._within(agent.stop, self._settings.stop_timeout, "stop", member)
             if error is not None:
-                log.warning("agent.stop_failed", **_fields(member), error=Failure.of(error).message)
+                log.warning("agent.stop_failed", **fields_of(member), error=Failure.of(error).message)
                 errors.append(error)
 
         await asyncio.wait({self._keep(self._stops, end(), member)})
@@ -112,31 +108,24 @@ class Lives:
             details |= {"error": failure.error_type, "message": failure.message}
             reason = f"{failure.error_type}: {failure.message}"[:200]
         say = log.warning if state == "unhealthy" else log.info
-        say("agent.changed", **_fields(member), state=state, previous=previous, reason=reason)
+        say("agent.changed", **fields_of(member), state=state, previous=previous, reason=reason)
         self._tell("agent", member.spec.agent_type, state, previous=previous, reason=reason, details=details)
 
     async def _within(
         self, method: Callable[[], Awaitable[None]], seconds: float, what: str, member: Member
     ) -> BaseException | None:
-        """Run one of the agent's methods in a task of its own, which is left behind if it does not end."""
-        task = asyncio.create_task(_caught(method), name=f"{what} {member.spec.agent_type}")
-        in_time = False
-        try:
-            in_time = bool((await asyncio.wait({task}, timeout=seconds))[0])
-        finally:
-            if not in_time:
-                await self._cancel(task, what, member)
-        if in_time:
-            return task.result()
-        return TimeoutError(f"{what}() of agent {member.spec.agent_type!r} took over {seconds:g} s")
-
-    async def _cancel(self, task: asyncio.Task[Any], what: str, member: Member) -> None:
-        task.cancel()
-        await asyncio.wait({task}, timeout=GRACE)
-        if not task.done():
-            log.error("agent.stuck", **_fields(member), method=what, hint="it ignores its cancellation")
-            self._stuck.add(task)  # asyncio itself keeps no task alive
-            task.add_done_callback(self._stuck.discard)
+        """Run one of the agent's methods within its time. Returns what went wrong."""
+        agent_type = member.spec.agent_type
+        ended = await self._isolation.call(
+            method,
+            seconds,
+            lambda: fields_of(member) | {"method": what},
+            name=f"{what} {agent_type}",
+            grace=GRACE,
+        )
+        if ended.is_late:
+            return TimeoutError(f"{what}() of agent {agent_type!r} took over {seconds:g} s")
+        return ended.error
 
     def _keep(
         self, tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], member: Member
@@ -144,7 +133,7 @@ class Lives:
         def ended(task: asyncio.Task[None]) -> None:
             tasks.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
-                log.error("pool.failed", **_fields(member), exc_info=error)
+                log.error("pool.failed", **fields_of(member), exc_info=error)
 
         name = f"agent {member.spec.agent_type}"
         task = asyncio.create_task(work, name=name, context=self._context.copy())
@@ -153,13 +142,6 @@ class Lives:
         return task
 
 
-async def _caught(method: Callable[[], Awaitable[None]]) -> BaseException | None:
-    try:
-        await method()
-    except BaseException as error:  # noqa: BLE001 - SystemExit in a task would end the event loop
-        return portable(error)
-    return None
-
-
-def _fields(member: Member) -> dict[str, JsonValue]:
+def fields_of(member: Member) -> dict[str, JsonValue]:
+    """What a log line says of a member."""
     return {"agent_type": member.spec.agent_type, "user_id": member.user_id, "agent_id": member.number}

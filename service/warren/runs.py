@@ -30,8 +30,8 @@ class Run:
     """One task in this worker, with every delivery of it that has arrived so far.
 
     `is_recorded`: its outcome stands in the ledger already. `is_foreign`: the row of its id is another's, and
-    is left alone. `is_cancelled`: nobody wants it any more.
-    `handler` is the asyncio task that runs and settles it; cancelling it before there is an outcome
+    is left alone. `is_cancelled`: it is not wanted any more. `is_again`: this worker failed to handle it
+    before. `handler` is the asyncio task that runs and settles it; cancelling it before there is an outcome
     releases the task. `began` is when it got its slot (monotonic seconds), None while it has none.
     """
 
@@ -44,6 +44,7 @@ class Run:
     is_recorded: bool = False
     is_foreign: bool = False
     is_cancelled: bool = False
+    is_again: bool = False
     began: float | None = None
     outcome: Outcome | None = None
 

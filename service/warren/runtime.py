@@ -16,6 +16,7 @@ import uvloop
 
 from warren.agents import Warren
 from warren.descriptors import raise_limit
+from warren.output import LogLines, forgive, standard, unfailing
 from warren.runtime_load import load
 from warren.settings import Settings
 from warren.terminal_text import CleanFormatter, clean_event, clean_traceback
@@ -81,12 +82,18 @@ async def work(app: Warren, settings: Settings, url: str) -> None:
 
 
 def _for_people() -> Sequence[structlog.types.Processor]:
-    return [clean_event, structlog.dev.ConsoleRenderer(exception_formatter=clean_traceback)]
+    return [clean_event, unfailing(structlog.dev.ConsoleRenderer(exception_formatter=clean_traceback))]
 
 
 def _for_machines() -> Sequence[structlog.types.Processor]:
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
+    render = structlog.processors.JSONRenderer()
+    with_traceback = structlog.processors.ExceptionRenderer(tracebacks)
+
+    def line(logger: Any, method: str, event: structlog.types.EventDict) -> str | bytes:
+        return render(logger, method, with_traceback(logger, method, event))
+
+    return [unfailing(line)]
 
 
 def configure_logging(settings: Settings) -> None:
@@ -94,7 +101,9 @@ def configure_logging(settings: Settings) -> None:
 
     Tracebacks are without local variables: among those are payloads, passwords and keys.
     """
-    terminal = sys.stderr.isatty()
+    stream = standard(sys.stderr)
+    terminal = stream.isatty()
+    lines = LogLines(stream)
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     structlog.configure(
         processors=[
@@ -104,7 +113,7 @@ def configure_logging(settings: Settings) -> None:
             *(_for_people() if terminal else _for_machines()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: lines,
     )
     if logging.lastResort is not None:  # asyncio tells there of what went wrong
         logging.lastResort.setFormatter(CleanFormatter())
@@ -113,8 +122,15 @@ def configure_logging(settings: Settings) -> None:
         logging.getLogger(noisy).setLevel(logging.DEBUG if level == logging.DEBUG else logging.CRITICAL)
 
 
+def configure_service(settings: Settings) -> None:
+    """The same for a process that runs for long: it goes on when its standard streams cannot be written."""
+    configure_logging(settings)  # before: it counts the lines that it loses
+    forgive()
+
+
 __all__: Sequence[str] = (
     "configure_logging",
+    "configure_service",
     "load",
     "run",
     "spare_the_collector",

@@ -14,7 +14,7 @@ import structlog
 from warren.bus_delivery import Delivery
 from warren.errors import StoreRefused
 from warren.failure import Failure
-from warren.loops import is_cancelled
+from warren.loops import forget_cancellations, is_cancelled
 from warren.outcome import SHUTDOWN, Dead, Outcome, Released, Stale
 from warren.records import kept, unwritable
 from warren.runs import Run
@@ -42,7 +42,7 @@ class Takeover:
 
     def concerns(self, run: Run) -> bool:
         """Whether the task has to be looked up before it runs; most need not, and pay nothing."""
-        return _may_have_run(run.deliveries[0]) or self._is_cancelled(run.key.task_id)
+        return run.is_again or _may_have_run(run.deliveries[0]) or self._is_cancelled(run.key.task_id)
 
     @asynccontextmanager
     async def admitted(self, run: Run) -> AsyncIterator[Outcome | None]:
@@ -57,9 +57,9 @@ class Takeover:
             try:
                 outcome = await self._admit(run, alone)
             except asyncio.CancelledError:
-                if not is_cancelled():
+                if not is_cancelled(since=0):
                     raise
-                run.handler.uncancel()
+                forget_cancellations()
                 outcome = Released(run.execution.attempts, tried=False, probe=False, reason=SHUTDOWN)
             yield outcome
 

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import UUID
 
 from warren.errors import ConfigurationError
+from warren.failure import AgentRaised, Failure
 from warren.settings import Settings
 from warren_schemas import TRACEPARENT, TRACESTATE
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context as TraceContext
+    from opentelemetry.trace import Span
 
 SERVICE: Final = (
     "warren"  # the service's name, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES says more
@@ -114,12 +116,31 @@ class Tracing:
     @contextmanager
     def attempt(self, number: int) -> Iterator[None]:
         """A span for one attempt, with the error that ends it."""
-        with self._tracer.start_as_current_span("attempt", attributes={"warren.attempt": number}) as span:
+        with self._tracer.start_as_current_span(
+            "attempt",
+            attributes={"warren.attempt": number},
+            # Both ask the exception for its text, and an agent's may raise then.
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
             try:
                 yield
             except Exception as error:
-                span.set_attribute("error.type", type(error).__name__)
+                self._note(span, Failure.of(error.error if isinstance(error, AgentRaised) else error))
                 raise
+
+    def _note(self, span: Span, failure: Failure) -> None:
+        """Record a failure as semantic conventions name the parts of an exception."""
+        span.set_attribute("error.type", failure.error_type)
+        span.set_status(self._trace.StatusCode.ERROR, f"{failure.error_type}: {failure.message}")
+        span.add_event(
+            "exception",
+            {
+                "exception.type": failure.error_type,
+                "exception.message": failure.message,
+                "exception.stacktrace": failure.traceback,
+            },
+        )
 
     def settled(self, outcome: str, attempts: int, error: str | None) -> None:
         """Note on the consumer span what became of the run; `error` is that of a dead task."""

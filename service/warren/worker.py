@@ -265,6 +265,7 @@ class Worker:
         )
         # What only waits would be waited for in vain: another worker may have it now.
         self._runs.release(lambda run: run.is_idle)
+        self._intake.leave()
         hurry = asyncio.create_task(self._hurry.wait())
         rest = asyncio.create_task(self._intake.all_settled())
         await asyncio.wait(

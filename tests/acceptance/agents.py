@@ -66,3 +66,11 @@ async def moody(mood: Path) -> str:
 async def failing(_payload: object) -> None:
     """Fails with more to say than a header should hold."""
     raise ValueError("no way: " + "ü" * 20_000)
+
+
+@app.agent("talk", retries=0)
+async def talk(payload: str, ctx: Context) -> str:
+    """Print and log."""
+    print(payload, flush=True)
+    ctx.log.warning("talk.said", payload=payload)
+    return payload

@@ -21,14 +21,27 @@ TARGET = "tests.acceptance.agents:app"
 
 @asynccontextmanager
 async def worker_process(
-    rig: Rig, *, target: str = TARGET, may_die: bool = False, patience: float = PATIENCE, **settings: Any
+    rig: Rig,
+    *,
+    target: str = TARGET,
+    may_die: bool = False,
+    patience: float = PATIENCE,
+    output: int | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Process]:
-    """`warren worker` in a process of its own, its queues declared; killed at the end if it still runs."""
+    """`warren worker` in a process of its own, its queues declared; killed at the end if it still runs.
+
+    `output` is a descriptor for what it prints and logs.
+    """
     told = {"namespace": rig.settings.namespace, "amqp_url": rig.url, **QUICK, **settings}
     variables = {f"WARREN_{name.upper()}": str(value) for name, value in told.items()}
     async with rig.listening("health.worker.*.started") as events:
         process = await create_subprocess_exec(
-            sys.executable, "-m", "warren.cli", "worker", target, cwd=ROOT, env={**os.environ, **variables}
+            *(sys.executable, "-m", "warren.cli", "worker", target),
+            cwd=ROOT,
+            env={**os.environ, **variables},
+            stdout=output,
+            stderr=output,
         )
         try:
             await eventually(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -38,6 +39,22 @@ async def drained(rig: Rig) -> AsyncIterator[None]:
 
     await eventually(is_empty, f"{queue} is empty")
     assert await rig.depth(rig.names.dead) == 0
+
+
+@pytest.mark.parametrize("where", ["full disk", "pipe without a reader"])
+async def test_a_worker_whose_log_cannot_be_written_goes_on(rig: Rig, where: str) -> None:
+    if where == "full disk":
+        output = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+    async with worker_process(rig, output=output) as worker, rig.client() as client:
+        os.close(output)
+        for number in range(20):
+            words = f"{number} " * 1000
+            assert await client.run("talk", words, timeout=PATIENCE) == words
+        worker.terminate()
+        assert await asyncio.wait_for(worker.wait(), PATIENCE) == 0
 
 
 async def test_tasks_of_a_killed_worker_are_run_by_another(rig: Rig, journal: Journal) -> None:

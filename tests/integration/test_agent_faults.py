@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from structlog.testing import capture_logs
 from tests.faults import logged, record_of
 from tests.rig import Rig, eventually
 
-from warren import Context, Reject, RetryAfter, Warren
+from warren import BlockingContext, Context, Reject, RetryAfter, Warren
 from warren.errors import TaskFailed
 
 
@@ -249,3 +252,52 @@ async def test_what_an_agent_logs_names_its_task(rig: Rig) -> None:
         [entry] = logged(logs, "talk.said")
         expected: dict[str, Any] = {"task_id": task_id, "agent_type": "talk", "attempt": 1, "word": "hello"}
         assert expected.items() <= entry.items()
+
+
+async def test_a_step_in_a_thread_is_durable_and_runs_once(rig: Rig, tmp_path: Path) -> None:
+    app, effects = Warren(), list[int]()
+
+    def effect(payload: int) -> int:
+        effects.append(payload)
+        return payload + 1
+
+    @app.agent("steps")
+    def steps(payload: int, ctx: BlockingContext) -> list[Any]:
+        value = ctx.step("effect", effect, payload)
+        ctx.checkpoint("on my way")
+        if ctx.attempt == 1:
+            raise RetryAfter(0)
+        return [value, ctx.state]
+
+    async with rig.worker(app, store_url=f"sqlite:///{tmp_path / 'store.db'}"), rig.client() as client:
+        assert await client.run("steps", 1, timeout=20) == [2, "on my way"]
+    assert effects == [1]
+    with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
+        assert connection.execute("SELECT name, value FROM steps").fetchall() == [("effect", b"2")]
+
+
+@pytest.mark.parametrize("kind", ["timeout", "cancelled"])
+async def test_one_that_ignores_its_cancellation_holds_up_nobody(rig: Rig, kind: str, tmp_path: Path) -> None:
+    app, end, started = Warren(), asyncio.Event(), asyncio.Event()
+
+    @app.agent("stubborn", timeout=0.05 if kind == "timeout" else 60, retries=0, concurrency=1)
+    async def stubborn(payload: str) -> str:
+        started.set()
+        while payload == "stuck" and not end.is_set():
+            with suppress(asyncio.CancelledError):
+                await end.wait()
+        return payload
+
+    settings: dict[str, Any] = {"store_url": f"sqlite:///{tmp_path / 'store.db'}", "drain_timeout": 0.1}
+    try:
+        async with rig.worker(app, **settings) as worker, rig.client(**settings) as client:
+            stuck = await client.submit("stubborn", "stuck")
+            await started.wait()
+            if kind == "cancelled":
+                await client.cancel(stuck.task_id)
+            assert await client.run("stubborn", "behind it", timeout=30) == "behind it"
+            assert worker.health()["left_behind"] == 1
+            ended = "dead" if kind == "timeout" else "cancelled"
+            await eventually(lambda: getattr(worker.totals, ended) == 1, "the stuck task has its end")
+    finally:
+        end.set()

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 import pytest
+from pydantic import BeforeValidator
+from structlog.testing import capture_logs
 from tests.memories import forgetful
 from tests.rig import eventually
 
-from warren import Context, Reject, RetryAfter, Settings, Warren
+from warren import Agent, BlockingContext, Context, Reject, RetryAfter, Settings, Warren
 from warren.breaker import Valve
+from warren.errors import AttemptOver, FenceLost, StepError
 from warren.execution import Execution, retry_delay
 from warren.failure import Failure
-from warren.outcome import BREAKER_OPEN, SHUTDOWN, Dead, Outcome, Released, Succeeded
+from warren.outcome import BREAKER_OPEN, SHUTDOWN, Dead, Outcome, Released, Succeeded, Superseded
 from warren.pool import Pool
 from warren_schemas import Task
 
@@ -316,6 +320,213 @@ class TestWhateverAnAgentRaises:
         assert outcome.failure.error_type == "SystemExit"
 
 
+async def leaves_its_cancellation_counted(_payload: None) -> None:
+    """Catch a cancellation as careless code does, then fail."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    raise ValueError("broken")
+
+
+async def fails_while_its_group_is_left(_payload: None) -> None:
+    async def tool() -> None:
+        raise ValueError("broken")
+
+    async with asyncio.TaskGroup() as tools:
+        tools.create_task(tool())  # Python 3.11 leaves `cancelling()` at 1 then
+
+
+async def cancels_itself(_payload: None) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.Event().wait()
+
+
+async def steps_and_fails_in_a_group(_payload: None, ctx: Context) -> None:
+    async def tool() -> None:
+        await ctx.step("tool", lambda: None)
+        raise ValueError("broken")
+
+    async with asyncio.TaskGroup() as tools:
+        tools.create_task(tool())
+
+
+def cancel(_value: Any) -> Any:
+    """Validate nothing."""
+    raise asyncio.CancelledError
+
+
+def exit_at_once(_value: Any) -> Any:
+    """Validate nothing."""
+    raise SystemExit(1)
+
+
+class TestCancellationsThatNobodyAskedFor:
+    @pytest.mark.parametrize(
+        ("careless", "told"),
+        [
+            (leaves_its_cancellation_counted, "ValueError"),
+            (fails_while_its_group_is_left, "ExceptionGroup"),
+            (cancels_itself, "CancelledError"),
+            (steps_and_fails_in_a_group, "ExceptionGroup"),
+        ],
+    )
+    async def test_they_are_failures_that_count(self, bench: Bench, careless: Any, told: str) -> None:
+        bench.app.agent("a", retries=1)(careless)
+        running = asyncio.create_task(bench.run())
+        outcome = await running
+        assert isinstance(outcome, Dead)
+        assert (outcome.reason, outcome.attempts, outcome.failure.error_type) == ("exhausted", 2, told)
+        assert bench.valve.failures == 2
+        assert running.cancelling() == 0
+
+    async def test_one_that_a_validator_throws_makes_the_payload_invalid(self, bench: Bench) -> None:
+        @bench.app.agent("a")
+        async def agent(_payload: Annotated[Any, BeforeValidator(cancel)]) -> None: ...
+
+        outcome = await bench.run()
+        assert isinstance(outcome, Dead)
+        assert (outcome.reason, outcome.failure.error_type) == ("invalid", "CancelledError")
+
+    async def test_one_that_the_result_throws_is_a_failure(self, bench: Bench) -> None:
+        @bench.app.agent("a", retries=0)
+        async def agent(_payload: None) -> Annotated[Any, BeforeValidator(exit_at_once)]: ...
+
+        outcome = await bench.run()
+        assert isinstance(outcome, Dead)
+        assert (outcome.reason, outcome.failure.error_type) == ("exhausted", "SystemExit")
+
+
+class TestGroups:
+    @pytest.mark.parametrize(
+        "group",
+        [
+            ExceptionGroup("one", [Reject("not for me")]),
+            ExceptionGroup("deep", [ExceptionGroup("one", [Reject("not for me")])]),
+            ExceptionGroup("mixed", [ValueError("x"), RetryAfter(9), Reject("not for me")]),
+            BaseExceptionGroup("base", [SystemExit(1), asyncio.CancelledError(), Reject("not for me")]),
+        ],
+    )
+    async def test_a_reject_in_one_is_final(self, bench: Bench, group: BaseException) -> None:
+        attempts = failing(bench, group)
+        outcome = await bench.run()
+        assert isinstance(outcome, Dead)
+        assert (outcome.reason, outcome.failure.error_type) == ("rejected", "Reject")
+        assert outcome.failure.message == "not for me"
+        assert (attempts, bench.valve.failures) == ([1], 0)
+
+    async def test_the_longest_wait_of_one_is_taken(self, bench: Bench) -> None:
+        group = ExceptionGroup("busy", [RetryAfter(0.001), ValueError("x"), RetryAfter(0.002)])
+        attempts = failing(bench, group, times=1)
+        assert await bench.run() == Succeeded(b'"done"', attempts=2)
+        assert attempts == [1, 2]
+        assert bench.retries == [(1, "RetryAfter", 0.002)]
+
+    async def test_a_run_that_was_overtaken_stops_whatever_else_failed(self, bench: Bench) -> None:
+        failing(bench, ExceptionGroup("lost", [Reject("x"), FenceLost("taken over")]))
+        assert await bench.run() == Superseded()
+
+    async def test_any_other_is_a_failure_like_any(self, bench: Bench) -> None:
+        failing(bench, BaseExceptionGroup("many", [SystemExit(1), ValueError("x")]), retries=0)
+        outcome = await bench.run()
+        assert isinstance(outcome, Dead)
+        assert (outcome.reason, outcome.failure.error_type) == ("exhausted", "BaseExceptionGroup")
+        assert bench.valve.failures == 1
+
+
+class TestStuck:
+    """Agents that ignore their cancellation: in functions and classes."""
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Agent, "cancel_grace", 0.02)
+
+    @pytest.fixture
+    async def end(self) -> AsyncIterator[asyncio.Event]:
+        """Ends those that are stuck."""
+        end = asyncio.Event()
+        yield end
+        end.set()
+
+    @staticmethod
+    async def ignore_cancellation(end: asyncio.Event) -> None:
+        while not end.is_set():
+            with suppress(asyncio.CancelledError):
+                await end.wait()
+
+    async def test_its_time_out_ends_the_task_and_frees_its_place(
+        self, bench: Bench, end: asyncio.Event
+    ) -> None:
+        @bench.app.agent("a", timeout=0.01, retries=0)
+        async def agent(_payload: None) -> None:
+            await self.ignore_cancellation(end)
+
+        with capture_logs() as logs:
+            outcome = await bench.run()
+        assert isinstance(outcome, Dead)
+        assert outcome.failure.error_type == "TimeoutError"
+        assert "ignores its cancellation" in outcome.failure.message
+        [told] = [entry for entry in logs if entry["event"] == "agent.stuck"]
+        assert (told["agent_type"], told["method"], told["left_behind"]) == ("a", "run", 1)
+        assert (len(bench.pool), bench.pool.isolation.left_behind) == (0, 1)
+        end.set()
+        await eventually(lambda: bench.pool.isolation.left_behind == 0)
+
+    async def test_its_instance_serves_no_other_task_and_is_stopped(
+        self, bench: Bench, end: asyncio.Event
+    ) -> None:
+        lives: list[str] = []
+
+        @bench.app.agent("a", timeout=0.01, retries=1)
+        class Stubborn(Agent):
+            async def run(self, _payload: None, ctx: Context) -> str:
+                lives.append("run")
+                if ctx.attempt == 1:
+                    await TestStuck.ignore_cancellation(end)
+                return "done"
+
+            async def stop(self) -> None:
+                lives.append("stop")
+
+        assert await bench.run() == Succeeded(b'"done"', attempts=2)
+        await eventually(lambda: bench.pool.is_at_rest)
+        assert sorted(lives) == ["run", "run", "stop"]
+        assert len(bench.pool) == 1
+
+    async def test_a_release_does_not_wait_for_it(self, bench: Bench, end: asyncio.Event) -> None:
+        @bench.app.agent("a")
+        async def agent(_payload: None) -> None:
+            await self.ignore_cancellation(end)
+
+        execution = bench.prepare()
+        outcome = await cancelled(execution, lambda: execution.attempting)
+        assert outcome == Released(attempts=0, tried=False, probe=False, reason=SHUTDOWN)
+        assert bench.pool.isolation.left_behind == 1
+
+    async def test_one_that_cleans_up_within_its_grace_is_not_left_behind(self, bench: Bench) -> None:
+        cleaned = asyncio.Event()
+
+        @bench.app.agent("a", timeout=0.01, retries=0)
+        class Tidy(Agent):
+            cancel_grace = 60
+
+            async def run(self, _payload: None) -> None:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    await asyncio.sleep(0.1)
+                    cleaned.set()
+
+        outcome = await bench.run()
+        assert isinstance(outcome, Dead)
+        assert outcome.failure.message == "no result within 0.01 s"
+        assert cleaned.is_set()
+        assert (len(bench.pool), bench.pool.isolation.left_behind) == (1, 0)
+
+
 class TestCancelled:
     async def test_the_attempt_that_was_cut_short_does_not_count(self, bench: Bench) -> None:
         @bench.app.agent("a")
@@ -429,3 +640,103 @@ class TestThread:
         end.set()
         assert isinstance(outcome, Dead)
         assert outcome.failure.error_type == "TimeoutError"
+
+
+class TestRememberingInAThread:
+    async def test_a_step_and_a_checkpoint_block(self, bench: Bench) -> None:
+        calls: list[threading.Thread] = []
+
+        def double(number: int) -> int:
+            calls.append(threading.current_thread())
+            return 2 * number
+
+        async def on_the_loop() -> str:
+            await asyncio.sleep(0)
+            return threading.current_thread().name
+
+        @bench.app.agent("a")
+        def agent(number: int, ctx: BlockingContext) -> list[Any]:
+            doubled = ctx.step("double", double, number)
+            ctx.checkpoint({"doubled": doubled})
+            thread = ctx.step("loop", on_the_loop)
+            if ctx.attempt == 1:
+                raise RetryAfter(0)
+            assert calls[0] is not threading.current_thread()
+            return [doubled, ctx.state, thread]
+
+        execution = bench.prepare(21)
+        here = threading.current_thread().name
+        assert await execution.run() == Succeeded(f'[42,{{"doubled":42}},"{here}"]'.encode(), attempts=2)
+        assert len(calls) == 1
+        assert calls[0] is not threading.current_thread()
+
+    async def test_an_annotation_of_the_other_context_does_as_well(self, bench: Bench) -> None:
+        @bench.app.agent("a")
+        def agent(_payload: None, ctx: Context) -> Any:
+            return ctx.step("one", lambda: 1)
+
+        assert await bench.run() == Succeeded(b"1", attempts=1)
+
+    async def test_an_event_loop_of_the_agents_own_awaits_them(self, bench: Bench) -> None:
+        @bench.app.agent("a")
+        def agent(_payload: None, ctx: Context) -> Any:
+            async def main() -> Any:
+                await ctx.checkpoint("there")
+                return [await ctx.step("one", asyncio.sleep, 0, "one"), ctx.state]
+
+            return asyncio.run(main())
+
+        assert await bench.run() == Succeeded(b'["one","there"]', attempts=1)
+
+    async def test_a_helper_thread_of_an_async_agent_blocks(self, bench: Bench) -> None:
+        @bench.app.agent("a")
+        async def agent(_payload: None, ctx: BlockingContext) -> Any:
+            return await asyncio.to_thread(lambda: ctx.step("one", lambda: 1))
+
+        assert await bench.run() == Succeeded(b"1", attempts=1)
+
+    @pytest.mark.parametrize("error", [StepError("no"), FenceLost("taken over"), SystemExit(1), KeyError()])
+    async def test_what_a_step_raises_is_raised_in_the_thread(
+        self, bench: Bench, error: BaseException
+    ) -> None:
+        async def step() -> None:
+            raise error
+
+        @bench.app.agent("a")
+        def agent(_payload: None, ctx: BlockingContext) -> str:
+            try:
+                ctx.step("one", step)
+            except BaseException as raised:
+                return type(raised).__name__
+            return "nothing"
+
+        assert await bench.run() == Succeeded(f'"{type(error).__name__}"'.encode(), attempts=1)
+
+    async def test_a_name_used_twice_and_no_json_are_step_errors(self, bench: Bench) -> None:
+        @bench.app.agent("a", retries=0)
+        def agent(what: str, ctx: BlockingContext) -> None:
+            ctx.step("one", object if what == "json" else int)
+            ctx.step("one", int)
+
+        for what in ("json", "twice"):
+            outcome = await bench.run(what)
+            assert isinstance(outcome, Dead)
+            assert outcome.failure.error_type == "StepError"
+
+    async def test_a_thread_of_an_attempt_that_is_over_remembers_nothing(self, bench: Bench) -> None:
+        go_on, told = threading.Event(), list[str]()
+
+        @bench.app.agent("a", timeout=0.05, retries=0)
+        def agent(_payload: None, ctx: BlockingContext) -> None:
+            go_on.wait(60)
+            for act in (lambda: ctx.step("late", int), lambda: ctx.checkpoint("late")):
+                try:
+                    act()
+                except AttemptOver as over:
+                    told.append(str(over))
+
+        execution = bench.prepare()
+        assert isinstance(await execution.run(), Dead)
+        go_on.set()
+        await eventually(lambda: len(told) == 2)
+        assert execution.context.state is None

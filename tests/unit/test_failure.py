@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NoReturn
 
 import pytest
@@ -42,6 +43,103 @@ def raised_in(function: str, error: Exception, source: str = SOURCE) -> Failure:
 class BrokenError(Exception):
     def __str__(self) -> NoReturn:
         raise ValueError("no text")
+
+
+class BrokenNotesError(Exception):
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]
+        raise KeyboardInterrupt
+
+
+class Words(str):
+    """Text that does not behave like any."""
+
+    __slots__ = ()
+
+    def encode(self, *_: Any) -> NoReturn:
+        raise ValueError("no bytes")
+
+    def __getitem__(self, _: Any) -> NoReturn:
+        raise ValueError("no part")
+
+    def __str__(self) -> str:
+        return self
+
+
+class WordsError(Exception):
+    def __str__(self) -> str:
+        return Words("said so")
+
+
+class Hidden(type):
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise ValueError("no name")
+
+
+class HiddenError(Exception, metaclass=Hidden):
+    pass
+
+
+def broken_syntax() -> SyntaxError:
+    error = SyntaxError("here")
+    error.lineno, error.offset, error.text = "one", object(), "text"  # type: ignore[assignment]
+    error.filename = "here"
+    return error
+
+
+def in_a_ring() -> Exception:
+    one, other = ValueError("one"), ValueError("other")
+    one.__cause__, other.__cause__ = other, one
+    return one
+
+
+def nested(depth: int) -> Exception:
+    error: Exception = ValueError("inmost")
+    for _ in range(depth):
+        error = ExceptionGroup("group", [error])
+    return error
+
+
+class TestWhateverItDoes:
+    @pytest.mark.parametrize(
+        ("error", "name", "message"),
+        [
+            (BrokenNotesError("no way"), "BrokenNotesError", "no way"),
+            (WordsError(), "WordsError", "said so"),
+            (HiddenError("no way"), "HiddenError", "no way"),
+            (broken_syntax(), "SyntaxError", "here (here)"),
+            (in_a_ring(), "ValueError", "one"),
+            (nested(5000), "ExceptionGroup", "group (1 sub-exception)"),
+            (ValueError("\ud800"), "ValueError", "\\ud800"),
+            (type("Long" * 10_000, (Exception,), {})("no way"), "Long" * 49 + "L…", "no way"),
+        ],
+        ids=["notes", "text", "name", "syntax", "ring", "nested", "surrogate", "long name"],
+    )
+    def test_it_is_described(self, error: BaseException, name: str, message: str) -> None:
+        failure = Failure.of(caught(error))
+        assert (failure.error_type, failure.message) == (name, message)
+        assert failure.traceback
+        for text in (failure.error_type, failure.message, failure.traceback):
+            text.encode()
+
+    def test_a_file_name_that_is_no_utf8_is_described(self) -> None:
+        module: dict[str, Any] = {}
+        exec(compile(SOURCE, os.fsdecode(b"/home/user/agents-\xff.py"), "exec"), module)
+        with pytest.raises(ValueError, match="a") as raised:
+            module["fetch"](ValueError("a"))
+        failure = Failure.of(raised.value)
+        assert "agents-\\udcff.py" in failure.traceback
+        failure.traceback.encode()
+
+    def test_where_python_cannot_format_it_the_frames_are_told(self) -> None:
+        failure = raised_in("fetch", BrokenNotesError("no way"))
+        assert 'File "/home/user/agents.py", line 3, in fetch' in failure.traceback
+        assert failure.traceback.endswith("BrokenNotesError: no way\n")
+
+    def test_a_message_of_a_hundred_megabytes_is_cut(self) -> None:
+        failure = Failure.of(caught(ValueError("x" * 100_000_000)))
+        assert len(failure.message) == MESSAGE_BYTES - 2
 
 
 class TestText:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
-from warren.loops import Loops, is_cancelled
+from warren.loops import Loops, cancellations, forget_cancellations, is_cancelled
 
 
 async def for_ever(ended: list[str], name: str) -> None:
@@ -80,20 +81,31 @@ async def test_watching_before_it_is_entered_is_a_mistake() -> None:
         await Loops().watch()
 
 
-async def test_a_cancellation_of_ours_is_told_from_one_that_somebody_threw() -> None:
+async def test_a_loop_that_nobody_ended_has_failed_even_when_it_was_cancelled() -> None:
+    async def thrown() -> None:
+        raise asyncio.CancelledError  # as a channel does that closes
+
+    async with Loops() as loops:
+        loops.start("thrown", thrown())
+        with pytest.raises(RuntimeError, match="the loop 'thrown' was ended by a CancelledError"):
+            await loops.watch()
+
+
+async def test_a_cancellation_is_told_from_one_that_was_thrown() -> None:
     seen: list[bool] = []
 
     async def thrown() -> None:
         try:
             raise asyncio.CancelledError
         except asyncio.CancelledError:
-            seen.append(is_cancelled())
+            seen.append(is_cancelled(cancellations()))
 
     async def cancelled() -> None:
+        before = cancellations()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            seen.append(is_cancelled())
+            seen.append(is_cancelled(before))
 
     await asyncio.create_task(thrown())
     waiting = asyncio.create_task(cancelled())
@@ -101,3 +113,23 @@ async def test_a_cancellation_of_ours_is_told_from_one_that_somebody_threw() -> 
     waiting.cancel()
     await waiting
     assert seen == [False, True]
+
+
+async def leave_a_cancellation_behind() -> None:
+    """Catch a cancellation as careless code does: it stays counted."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+
+
+async def test_one_that_was_left_counted_is_none_any_more() -> None:
+    async def careless() -> tuple[bool, int]:
+        await leave_a_cancellation_behind()
+        before = cancellations()
+        thrown = is_cancelled(before)
+        forget_cancellations()
+        return thrown, before
+
+    assert await asyncio.create_task(careless()) == (False, 1)

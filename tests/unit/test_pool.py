@@ -16,6 +16,7 @@ from tests.rig import eventually
 
 from warren import Agent, Reject, RetryAfter, Settings, Warren, pool_life
 from warren.errors import FenceLost, WarrenError
+from warren.failure import AgentRaised
 from warren.pool import Pool
 
 QUICK: dict[str, Any] = {"start_timeout": 0.05, "check_timeout": 0.05, "stop_timeout": 0.05}
@@ -166,7 +167,7 @@ class TestWhoGetsWhich:
         async with AsyncExitStack() as stack:
             for _ in agents:
                 await stack.enter_async_context(bench.lease())
-            with pytest.raises(ValueError, match="no start"):
+            with pytest.raises(AgentRaised, match="ValueError"):
                 await bench.use()
             await bench.at_rest()
         del bench.acts["start"]
@@ -437,11 +438,11 @@ class TestFaults:
         bench.acts["start"] = FAILING[name]
         for _ in range(3):
             assert bench.count("unhealthy") == 0
-            with pytest.raises(BaseException) as failed:
+            with pytest.raises(AgentRaised) as failed:
                 async with bench.lease():
                     pytest.fail("there is no agent to run")
             if "hangs" in name or "ignores" in name:
-                assert str(failed.value) == "start() of agent 'a' took over 0.05 s"
+                assert str(failed.value.error) == "start() of agent 'a' took over 0.05 s"
             await bench.at_rest()
         assert bench.events == [("a", "unhealthy")]
         assert all(agent.life == ["start", "stop"] for agent in bench.made)
@@ -466,7 +467,7 @@ class TestFaults:
         app = Warren()
         app.agent("picky")(Picky)
         spec = app.agents["picky"]
-        with pytest.raises(RuntimeError, match="StopIteration"):
+        with pytest.raises(AgentRaised, match="RuntimeError"):
             async with bench.pool.lease(spec, "ada"):
                 pytest.fail("there is no agent to run")
         await bench.at_rest()

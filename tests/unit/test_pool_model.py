@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from warren import Agent, Reject, Settings, Warren
+from warren.failure import AgentRaised
 from warren.pool import Pool
 
 MAX_AGENTS, MAX_PER_USER, UNHEALTHY_AFTER = 3, 2, 2
@@ -242,7 +243,7 @@ class PoolMachine(RuleBasedStateMachine):
             if not lease.running.cancelled():
                 assert isinstance(
                     lease.running.exception(),
-                    None | ValueError | Reject | RuntimeError | asyncio.CancelledError,
+                    None | ValueError | Reject | AgentRaised,
                 )
         assert (len(self.pool), self.pool.is_at_rest, self.pool.counts()) == (0, True, {})
         members = self.pool._members
