@@ -21,7 +21,7 @@ from tests.rig import QUICK
 ROOT: Final = Path(__file__).parents[2]
 TARGET: Final = "tests.fuzz.agents:app"
 WORKERS: Final = 2
-STARTED_WITHIN: Final = 60.0
+STARTED_WITHIN: Final = 180.0
 ENDED_WITHIN: Final = 20.0
 LINE: Final = 64 * 1024 * 1024  # a log line may hold all that an error says
 # What is a bug of ours wherever it is said, and whatever it is said of.

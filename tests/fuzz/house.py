@@ -277,10 +277,10 @@ async def house(
             stack.push_async_callback(_drop, postgresql_url, store_url)
         async with Store(store_url, migrate=True) as store:
             _, secret = await Keys(store).create("judge", "admin")
+        stack.push_async_callback(_delete_queues, broker_url, namespace)
         running = await stack.enter_async_context(fleet(broker_url, store_url, namespace, folder))
         settings = Settings(**{**SETTINGS, "namespace": namespace, "store_url": "none"})
         client = await stack.enter_async_context(Client(broker_url, settings=settings))
-        stack.push_async_callback(_delete_queues, broker_url, namespace)
         await client._publishing.declare(topology(("absent",), client._publishing.profile, settings))
         await client.run("bystander", 0, timeout=PATIENCE)  # from now on it has a queue for replies
         world = World(namespace, client._replies.name, not postgresql_url)

@@ -110,7 +110,10 @@ class Runner:
             if not complaints:
                 break
             text = min(complaints, key=_weight)
-            culprit = await self._find(inputs, text) if self._is_worth_a_search(text) else None
+            culprit = None
+            if self._is_worth_a_search(text):
+                self._tell(f"searching {numbers[0]}..{numbers[-1]} for what causes {text[:300]}")
+                culprit = await self._find(inputs, text)
             for one in complaints:
                 self._add(one, culprit if one == text else None, (numbers[0], numbers[-1]))
             if culprit is None:
