@@ -30,7 +30,8 @@ from warren.store import Store
 from warren.store_keys import Keys
 from warren.topology import topology
 
-PATIENCE: Final = 30.0  # seconds that a bystander's task, a request or a command may take
+PATIENCE: Final = 30.0  # seconds that a bystander's task or a request may take
+COMMAND_PATIENCE: Final = 120.0  # a command imports much, and the machine is busy
 DRAINED_WITHIN: Final = 90.0
 QUIET: Final = 10.0  # seconds over which a drained fleet is listened to
 BACKLOG: Final = 300  # messages that may wait when the next batch is sent
@@ -190,12 +191,12 @@ class House:
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(COMMAND_PATIENCE):
                 out, _ = await process.communicate()
         except TimeoutError:
             process.kill()
             await process.wait()
-            return [f"warren {' '.join(args)}: no end within {PATIENCE:g} s"]
+            return [f"warren {' '.join(args)}: no end within {COMMAND_PATIENCE:g} s"]
         if b"Traceback" in out or (process.returncode or 0) not in (0, 1, 2):
             last = out.decode(errors="replace").strip().splitlines()[-1:]
             return [f"warren {' '.join(args)}: {process.returncode}, {' '.join(last)[:200]}"]

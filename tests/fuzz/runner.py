@@ -214,6 +214,8 @@ class Runner:
 
 def _signature(text: str) -> str:
     """What two complaints about the same fault have in common."""
+    if found := re.match(r"log: .*? at \w+\.py:\d+", text):
+        return found[0]
     return re.sub(r"[0-9a-f-]{32,36}|\d+(\.\d+)?", "…", text)[:100]
 
 
