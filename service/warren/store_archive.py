@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from pydantic import JsonValue
-from pydantic_core import from_json
 from sqlalchemy import Connection, RowMapping, and_, delete, func, select
 
 from warren.store import Store
-from warren.store_schema import CANCELLED, DEAD, SUCCEEDED, attempts, steps, tasks
+from warren.store_schema import CANCELLED, DEAD, SUCCEEDED, attempts, readable, steps, tasks
 from warren_schemas import Result
 
 
@@ -150,12 +149,12 @@ def _record(row: RowMapping, failed: Sequence[RowMapping], remembered: Sequence[
         status=row["status"],
         attempts=row["attempts"],
         worker_id=row["worker_id"],
-        result=_json(row["result"]),
+        result=readable(row["result"]),
         reason=row["reason"],
         error_type=row["error_type"],
         error_message=row["error_message"],
         traceback=row["traceback"],
-        checkpoint=_json(row["checkpoint"]),
+        checkpoint=readable(row["checkpoint"]),
         updated_at=_time(row["updated_at"]),
         finished_at=_time(row["finished_at"]) if row["finished_at"] else None,
         due_at=_time(row["due_at"]) if row["due_at"] else None,
@@ -170,14 +169,10 @@ def _record(row: RowMapping, failed: Sequence[RowMapping], remembered: Sequence[
             for one in failed
         ],
         steps=[
-            Step(one["name"], _json(one["value"]), one["worker_id"], _time(one["at"])) for one in remembered
+            Step(one["name"], readable(one["value"]), one["worker_id"], _time(one["at"]))
+            for one in remembered
         ],
     )
-
-
-def _json(raw: bytes | None) -> JsonValue:
-    value: JsonValue = None if raw is None else from_json(raw)
-    return value
 
 
 def _time(seconds: float) -> datetime:
