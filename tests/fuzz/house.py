@@ -289,6 +289,7 @@ async def house(
         found._http = await stack.enter_async_context(
             httpx.AsyncClient(
                 base_url=running.log.addresses[0],
+                limits=httpx.Limits(keepalive_expiry=1),
                 headers={"Authorization": f"Bearer {secret}"},
                 timeout=PATIENCE,
             )
