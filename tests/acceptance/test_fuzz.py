@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.brokers import TestBroker
 from tests.fuzz.runner import Plan, Runner
+from tests.rig import Rig
 from tests.stores import GIVEN, Cluster
 
 COUNT = 250
@@ -16,12 +16,12 @@ SEED = 1
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 async def test_extremes_harm_nobody(
-    broker: TestBroker, database: str, postgresql: Callable[[], Cluster], tmp_path: Path
+    rig: Rig, database: str, postgresql: Callable[[], Cluster], tmp_path: Path
 ) -> None:
     server = None
     if database == "postgresql":
         server = GIVEN or postgresql().url
-    plan = Plan(broker.url, server, tmp_path, SEED, range(COUNT), batch=COUNT // 2, seconds=60)
+    plan = Plan(rig.url, server, tmp_path, SEED, range(COUNT), batch=COUNT // 2, seconds=60)
     report = await Runner(plan, print).run()
     assert [str(finding) for finding in report.findings.values()] == []
     assert report.bystanders > 20
