@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
-from sqlalchemy import Column, Float, Integer, LargeBinary, String, Uuid
+from sqlalchemy import Column, Float, Integer, LargeBinary, String, TypeDecorator, Uuid
 
 from tests.fuzz.values import FLOATS, INT_32, INT_64, TEXTS, Told, nested, some_uuid
 from warren.store_schema import metadata
@@ -98,7 +98,8 @@ def extremes(column: Column[Any], *, is_sqlite: bool) -> list[Told]:
     found: list[Told] = []
     if column.nullable:
         found.append(("NULL", None))
-    match column.type:
+    kept_as = column.type.impl_instance if isinstance(column.type, TypeDecorator) else column.type
+    match kept_as:
         case Integer():
             found += [(str(value), value) for value in (INT_64 if is_sqlite else INT_32)]
         case Float():
@@ -112,6 +113,8 @@ def extremes(column: Column[Any], *, is_sqlite: bool) -> list[Told]:
             found += [(text, text) for text in DOMAINS.get(column.name, ())]
             if is_sqlite:
                 found.append(("not UTF-8", TextOfBytes(b"Andr\xe9")))
+        case other:
+            raise TypeError(f"there are no extremes of {other!r} ({column}): say here which")
     return found
 
 
