@@ -6,7 +6,7 @@ SHELL := bash
 UV = $(shell deploy/setup where-uv)
 RUN = $(UV) run --locked
 
-.PHONY: help setup environment broker check test demo format bench schemas clean
+.PHONY: help setup environment broker check test demo format bench fuzz schemas clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -39,6 +39,9 @@ bench: environment broker  ## Measure the pool, throughput, the store, the gatew
 	$(RUN) python benchmarks/throughput.py $(ARGS)
 	$(RUN) python -m benchmarks.store
 	$(RUN) python -m benchmarks.gateway
+
+fuzz: environment broker  ## Send 100,000 inputs at their extremes; ARGS="--count 1000 --profile classic --seed 7"
+	$(RUN) python -m tests.fuzz $(ARGS)
 
 schemas: environment  ## Write the JSON Schemas and the AsyncAPI document anew from the models
 	$(RUN) warren schema --write schemas/

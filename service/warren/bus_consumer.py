@@ -178,16 +178,17 @@ class Consumer:
         self._channel, self._acknowledgements = channel, Acknowledgements(channel)
 
     async def _consume(self, room: int) -> None:
-        assert self._channel is not None
-        assert self._acknowledgements is not None
-        await self._acknowledgements.flush()
+        channel, acknowledgements = self._channel, self._acknowledgements
+        assert channel is not None
+        assert acknowledgements is not None
+        await acknowledgements.flush()
         self._older, self._granted = self._unacked, room
         self._granted_budget, self._granted_fresh = self._budget, self._fresh
         self._renewing = False
-        await self._channel.basic_qos(prefetch_count=room)
+        await channel.basic_qos(prefetch_count=room)
         self._paused.clear()
         self._tag = f"{self.queue}.{uuid4().hex}"
-        await self._channel.basic_consume(self.queue, self._deliver, consumer_tag=self._tag)
+        await channel.basic_consume(self.queue, self._deliver, consumer_tag=self._tag)
         self._has_consumed = True
 
     async def _cancel(self) -> None:

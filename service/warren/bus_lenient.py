@@ -22,12 +22,15 @@ log = structlog.get_logger(__name__)
 Headers = dict[str, Any]
 Decoder = Callable[[bytes], tuple[int, Any]]
 
-UNREADABLE = (ValueError, OverflowError, OSError)  # UnicodeDecodeError is a ValueError
+# UnicodeDecodeError is a ValueError. A table in a table in a table … exhausts Python's stack.
+UNREADABLE = (ValueError, OverflowError, OSError, RecursionError)
 TIMESTAMP_BYTES = 8
 LENGTH_BYTES = 4
 SHORT_STRING_BYTES = 255
 # Bytes for a producer's headers, out of the 128 KiB of a frame: a failure record needs up to 11 KiB.
 HEADERS_ROOM = 100 * 1024
+# Tables and arrays inside each other in one header. What is deeper cannot be written again, or not as JSON.
+HEADER_DEPTH = 32
 
 
 def install() -> None:
@@ -35,7 +38,7 @@ def install() -> None:
     decode.METHODS["shortstr"] = _short_string
     decode.METHODS["timestamp"] = _lenient(decode.timestamp, lambda _: (TIMESTAMP_BYTES, None))
     setattr(FutureStore, "reject_all", _with_a_reason(FutureStore.reject_all))  # noqa: B010
-    decode.METHODS["table"] = _lenient(decode.field_table, lambda value: (_table_length(value), {}))
+    decode.METHODS["table"] = _lenient(_table, lambda value: (_table_length(value), {}))
 
 
 def _with_a_reason(reject_all: Callable[..., Any]) -> Any:
@@ -58,6 +61,27 @@ def _short_string(value: bytes) -> tuple[int, str]:
         text = value[1:end].decode("utf-8", "replace")
         # What is put in for a byte takes three: cut, so that it can be written again.
         return end, text.encode()[:SHORT_STRING_BYTES].decode("utf-8", "ignore")
+
+
+def _table(value: bytes) -> tuple[int, Headers]:
+    """A field table without the headers that are too deep."""
+    length, headers = decode.field_table(value)
+    deep = [name for name, one in headers.items() if isinstance(one, dict | list) and _is_deep(one)]
+    for name in deep:
+        log.warning("header.too_deep", header=name, depth=HEADER_DEPTH)
+        del headers[name]
+    return length, headers
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether tables and arrays stand inside each other more often than HEADER_DEPTH."""
+    level = [value]
+    for _ in range(HEADER_DEPTH):
+        inner = [one for found in level for one in (found.values() if isinstance(found, dict) else found)]
+        level = [one for one in inner if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _table_length(value: bytes) -> int:

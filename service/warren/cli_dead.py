@@ -40,6 +40,7 @@ from warren.errors import WarrenError
 from warren.store import Store
 from warren.store_audit import by_account
 from warren.store_dead import NOT_READ_YET, DeadIndex, DeadLetter, DeadTask, Filter, Group
+from warren.store_schema import readable
 
 cli = typer.Typer(
     help="Look at dead letters, replay them, discard them.",
@@ -276,7 +277,7 @@ def _as_json(letter: DeadLetter) -> dict[str, Any]:
     """With the body as what it is: `body` (JSON), `body_text` or `body_base64`."""
     told = asdict(letter)
     body, headers = told.pop("body"), told.pop("headers")
-    told["headers"] = from_json(headers) if headers else None
+    told["headers"] = readable(headers) if headers else None
     if body is None:
         return told | {"body": None}
     try:

@@ -20,6 +20,7 @@ from warren.store import Store
 from warren.store_audit import by_account
 from warren.store_outbox import body_of
 from warren.store_schedules import Schedule, Schedules, task_of
+from warren.store_schema import readable
 from warren.times import moment
 from warren_schemas import AGENT_TYPE_PATTERN, Priority
 
@@ -133,7 +134,7 @@ def _summary(schedule: Schedule) -> dict[str, Any]:
         "name": schedule.name,
         "agent_type": schedule.agent_type,
         "cron": schedule.cron,
-        "payload": json.loads(schedule.payload),
+        "payload": readable(schedule.payload),
         "user_id": schedule.user_id,
         "priority": schedule.priority,
         "made_by": schedule.made_by,

@@ -10,11 +10,10 @@ from typing import get_args
 from uuid import UUID
 
 from pydantic import JsonValue
-from pydantic_core import from_json
 from sqlalchemy import Connection, RowMapping, and_, delete, func, select
 
 from warren.store import Store
-from warren.store_schema import CANCELLED, DEAD, SUCCEEDED, attempts, steps, tasks
+from warren.store_schema import CANCELLED, DEAD, SUCCEEDED, attempts, readable, steps, tasks
 from warren.times import moment, moment_or_none
 from warren_schemas import Reason, Result
 
@@ -152,12 +151,12 @@ def _record(row: RowMapping, failed: Sequence[RowMapping], remembered: Sequence[
         status=row["status"],
         attempts=row["attempts"],
         worker_id=row["worker_id"],
-        result=_json(row["result"]),
+        result=readable(row["result"]),
         reason=row["reason"],
         error_type=row["error_type"],
         error_message=row["error_message"],
         traceback=row["traceback"],
-        checkpoint=_json(row["checkpoint"]),
+        checkpoint=readable(row["checkpoint"]),
         updated_at=moment(row["updated_at"]),
         finished_at=moment_or_none(row["finished_at"]),
         due_at=moment_or_none(row["due_at"]),
@@ -172,11 +171,7 @@ def _record(row: RowMapping, failed: Sequence[RowMapping], remembered: Sequence[
             for one in failed
         ],
         steps=[
-            Step(one["name"], _json(one["value"]), one["worker_id"], moment(one["at"])) for one in remembered
+            Step(one["name"], readable(one["value"]), one["worker_id"], moment(one["at"]))
+            for one in remembered
         ],
     )
-
-
-def _json(raw: bytes | None) -> JsonValue:
-    value: JsonValue = None if raw is None else from_json(raw)
-    return value

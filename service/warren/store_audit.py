@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import JsonValue
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from sqlalchemy import Connection, RowMapping, select
 
 from warren.store import Store
-from warren.store_schema import audit, fitting
+from warren.store_schema import audit, fitting, readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +104,4 @@ def _json(details: JsonValue) -> bytes:
 
 
 def _row(row: RowMapping) -> AuditRow:
-    return AuditRow(**{**row, "details": _details(row["details"])})
-
-
-def _details(raw: bytes) -> JsonValue:
-    """One row that another version or a person wrote must not keep the others from being read."""
-    try:
-        details: JsonValue = from_json(raw, allow_inf_nan=False)
-    except ValueError:
-        return {"unreadable": raw.decode(errors="backslashreplace")}
-    return details
+    return AuditRow(**{**row, "details": readable(row["details"])})

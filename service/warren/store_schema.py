@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from pydantic import JsonValue
+from pydantic_core import from_json
 from sqlalchemy import (
     Column,
     ColumnElement,
@@ -220,3 +222,18 @@ audit = Table(
     # JSON.
     Column("details", LargeBinary, nullable=False),
 )
+
+
+def readable(raw: bytes | None) -> JsonValue:
+    """The JSON that a column holds, for people to look at.
+
+    What is no JSON, because another version or a person wrote it, is shown as text: it must not keep the
+    other rows of a list from being read.
+    """
+    if raw is None:
+        return None
+    try:
+        value: JsonValue = from_json(raw, allow_inf_nan=False)
+    except ValueError:
+        return {"unreadable": raw.decode(errors="backslashreplace")}
+    return value

@@ -142,6 +142,30 @@ async def test_a_property_that_cannot_be_read_harms_nobody(rig: Rig, name: str) 
     assert await rig.depth(rig.names.queue("count")) == 0
 
 
+def nested_table(depth: int) -> bytes:
+    """A header named `deep` whose tables stand inside each other so often: 8 bytes for each."""
+    value = b"V"
+    for _ in range(depth):
+        value = b"F" + (len(value) + 2).to_bytes(4, "big") + b"\x01a" + value
+    return b"\x04deep" + value
+
+
+@pytest.mark.parametrize("depth", [31, 33, 200, 800, 10_000])
+async def test_tables_inside_each_other_harm_nobody(rig: Rig, depth: int) -> None:
+    seen: list[Any] = []
+    deep = nested_table(depth)
+    filler = "x" * (len(deep) - len(b"\x01xS\0\0\0\0"))
+    properties = spec.Basic.Properties(headers={"x": filler})
+    size = len(filler).to_bytes(4, "big")
+    async with rig.worker(counting_app(seen)) as worker, rig.client() as client:
+        body = make_task("count", "odd", not_before=soon(0.2)).model_dump_json().encode()
+        swap = (b"\x01xS" + size + filler.encode(), deep)
+        await publish_bare(rig, rig.names.tasks, "count", body, properties, swap)
+        await client.run("count", "even", timeout=10)
+        await eventually(lambda: sorted(seen) == ["even", "odd"], "both run")
+        assert worker.totals.redelivered == 0
+
+
 async def test_headers_that_fill_a_frame_leave_room_for_the_failure_record(rig: Rig) -> None:
     app = Warren()
 

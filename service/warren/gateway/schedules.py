@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from warren import cron
 from warren.errors import ConfigurationError
@@ -17,6 +17,7 @@ from warren.gateway.problems import ProblemError, not_found, problems, unfit
 from warren.gateway.rules import API
 from warren.gateway.texts import Text
 from warren.store_schedules import Schedule, Schedules
+from warren.store_schema import readable
 from warren.times import moment, moment_or_none
 from warren_schemas import AGENT_TYPE_PATTERN, Priority
 from warren_schemas.values import AgentType
@@ -102,7 +103,7 @@ def _view(schedule: Schedule) -> ScheduleView:
         name=schedule.name,
         agent_type=schedule.agent_type,
         cron=schedule.cron,
-        payload=from_json(schedule.payload),
+        payload=readable(schedule.payload),
         user_id=schedule.user_id,
         priority=schedule.priority,
         made_by=schedule.made_by,
