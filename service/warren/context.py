@@ -38,7 +38,7 @@ class Context:
     def begin_attempt(self, attempt: int) -> None:
         """The first attempt begins."""
         self.attempt = attempt
-        self._loop = asyncio.get_running_loop()
+        self._loop = _running_loop()
         self._memory.begin_attempt()
 
     def end_attempt(self) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from warren.errors import StoreRefused
 from warren.failure import Failure
 from warren.outcome import Cancelled, Dead, Outcome, RetryLater, Succeeded
 from warren.store_ledger import Entry
 from warren.store_outbox import Setback
-from warren.store_schema import LARGEST, SUCCEEDED, fitting, tasks
+from warren.store_schema import LARGEST, SUCCEEDED, fitting, one_of, tasks
 from warren.times import moment
 from warren.wire import Key
-from warren_schemas import Task
+from warren_schemas import Reason, Task
 
 
 def begun(task: Task, key: Key, worker_id: str) -> Entry:
@@ -90,7 +90,7 @@ def kept(row: Mapping[str, Any]) -> Outcome:
     # What the broker dead-lettered by itself has no error and no times of failing.
     last = row["last_failed_at"] or row["finished_at"]
     return Dead(
-        reason=row["reason"],
+        reason=one_of(row["reason"], get_args(Reason), "rejected"),
         failure=Failure(
             row["error_type"] or "",
             row["error_message"] or "",

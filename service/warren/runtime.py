@@ -82,7 +82,12 @@ async def work(app: Warren, settings: Settings, url: str) -> None:
 
 
 def _for_people() -> Sequence[structlog.types.Processor]:
-    return [clean_event, unfailing(structlog.dev.ConsoleRenderer(exception_formatter=clean_traceback))]
+    render = structlog.dev.ConsoleRenderer(exception_formatter=clean_traceback)
+
+    def line(logger: Any, method: str, event: structlog.types.EventDict) -> str:
+        return render(logger, method, clean_event(logger, method, event))
+
+    return [unfailing(line)]
 
 
 def _for_machines() -> Sequence[structlog.types.Processor]:

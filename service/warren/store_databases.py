@@ -182,6 +182,8 @@ def _narrow(path: Path, mode: int) -> None:
 def _prepare_connection(connection: Any, _record: Any) -> None:
     """Settings of one SQLite connection (https://sqlite.org/pragma.html)."""
     connection.isolation_level = None  # `_begin` begins transactions, not the driver
+    # Bytes that another program wrote as text, and that are none, must not hide the rows beside them.
+    connection.text_factory = lambda raw: raw.decode(errors="backslashreplace")
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT}")
     cursor.execute("PRAGMA journal_mode = WAL")

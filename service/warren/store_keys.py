@@ -14,14 +14,14 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, exists, or_, select
 
 from warren.errors import ConfigurationError
 from warren.store import Store
 from warren.store_audit import Note
-from warren.store_schema import fitting, keys, sessions
+from warren.store_schema import fitting, keys, one_of, sessions
 
 Role = Literal["metrics", "tenant", "operator", "admin"]
 Kind = Literal["session", "login"]
@@ -231,7 +231,8 @@ def _is_valid() -> ColumnElement[bool]:
 
 
 def _key(row: RowMapping) -> Key:
-    return Key(**{name: row[name] for name in Key.__slots__})
+    role: Role = one_of(row["role"], get_args(Role), "metrics")  # of a newer version: the least that we know
+    return Key(**{**{name: row[name] for name in Key.__slots__}, "role": role})
 
 
 def _valid(row: RowMapping) -> Key | None:

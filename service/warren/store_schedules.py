@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar, get_args
 from uuid import UUID, uuid5
 
 import structlog
@@ -25,7 +25,7 @@ from warren.errors import ConfigurationError
 from warren.store import Store
 from warren.store_audit import Note
 from warren.store_outbox import Parcel, body_of, waiting_row
-from warren.store_schema import fitting, schedules, tasks
+from warren.store_schema import fitting, one_of, schedules, tasks
 from warren.times import moment
 from warren_schemas import AMQP_PRIORITY, Priority, Task
 
@@ -147,7 +147,7 @@ class Schedules:
 
         def act(connection: Connection) -> Sequence[Schedule]:
             rows = connection.execute(select(schedules).order_by(schedules.c.name)).mappings()
-            return [Schedule(**row) for row in rows]
+            return [_read(row) for row in rows]
 
         return await self._surely(act)
 
@@ -294,4 +294,15 @@ def task_of(schedule: Schedule, tick: float) -> Task:
 
 def _schedule(returned: CursorResult[Any]) -> Schedule | None:
     row = returned.mappings().one_or_none()
-    return None if row is None else Schedule(**row)
+    return None if row is None else _read(row)
+
+
+def _read(row: RowMapping) -> Schedule:
+    """The schedule in a row, with the defaults for words that this version does not know."""
+    return Schedule(
+        **{
+            **row,
+            "priority": one_of(row["priority"], get_args(Priority), "medium"),
+            "made_by": one_of(row["made_by"], get_args(MadeBy), "person"),
+        }
+    )

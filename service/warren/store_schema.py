@@ -6,7 +6,8 @@ that it came in.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Collection
+from typing import Final, TypeVar, cast
 
 from pydantic import JsonValue
 from pydantic_core import from_json
@@ -22,6 +23,8 @@ from sqlalchemy import (
 )
 
 from warren.store_columns import LARGEST, AnyWords, Count, Instant, Words, fitting
+
+T = TypeVar("T", bound=str)
 
 metadata = MetaData()
 
@@ -222,6 +225,11 @@ audit = Table(
     # JSON.
     Column("details", LargeBinary, nullable=False),
 )
+
+
+def one_of(value: str | None, words: Collection[T], otherwise: T) -> T:
+    """A word that a column holds, or what is to stand for one that this version does not know."""
+    return cast("T", value) if value in words else otherwise
 
 
 def readable(raw: bytes | None) -> JsonValue:

@@ -142,7 +142,10 @@ WRONG_SETTINGS = {
     "WARREN_NAMESPACE": ("No Dots.", "WARREN_NAMESPACE: 'No Dots.'"),
     "WARREN_LOG_LEVEL": ("loud", "WARREN_LOG_LEVEL: 'loud'"),
     "WARREN_RETRY_MAX_DELAY": ("0", "retry_initial_delay (0.5 s) is over retry_max_delay (0 s)"),
-    "WARREN_AMQP_URL": (f"http://user:{SECRET}@host", "WARREN_AMQP_URL: its value: must look like amqp://"),
+    "WARREN_AMQP_URL": (
+        f"http://user:{SECRET}@host",
+        "WARREN_AMQP_URL: 'http://user:***@host' must look like amqp://",
+    ),
 }
 
 

@@ -80,7 +80,10 @@ async def test_a_key_is_a_tenants_that_never_expires_unless_said_otherwise(url: 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("create", "--user", "a", "--role", "root"), "--role 'root' is none of: tenant, operator, admin"),
+        (
+            ("create", "--user", "a", "--role", "root"),
+            "--role 'root' is none of: metrics, tenant",
+        ),
         (("create", "--user", "a", "--expires", "soon"), "--expires 'soon' is not a number and s, m, h or d"),
         (("create", "--user", "a", "--expires", "0d"), "never valid"),
         (("create", "--user", "a", "--expires", "999999999d"), "no time in the calendar"),

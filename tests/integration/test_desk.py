@@ -141,6 +141,7 @@ async def test_while_the_store_is_away_nothing_is_acknowledged(
             finally:
                 await asyncio.to_thread(server.start)
             assert len(await taken_in(url, 5)) == 5
+            await eventually(lambda: _told(events) == ["down", "up"], "the end of the outage is told")
             await asyncio.to_thread(server.stop, "immediate")
             try:
                 await bury(channel, rig, task_body("echo", 6))

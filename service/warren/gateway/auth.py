@@ -116,7 +116,7 @@ class Gatekeeper:
         caller = await self._identify(scope)
         scope.setdefault("state", {})["caller"] = caller
         charge(self._buckets, caller.key_id, "this key")
-        if need not in INCLUDES[caller.role]:
+        if need not in INCLUDES.get(caller.role, ()):
             raise ProblemError(403, f"this takes the role {need}, and the key's is {caller.role}")
 
     async def _identify(self, scope: Scope) -> Caller:
