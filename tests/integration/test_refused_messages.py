@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from structlog.testing import capture_logs
-from tests.faults import declared, echo_app, logged, replies
+from tests.faults import declared, echo_app, logged, replies, running
 from tests.rig import Rig, eventually, publish, task_body
 
 from warren.bus import Connection, Message
@@ -37,16 +37,16 @@ async def test_what_cannot_be_written_is_refused_and_its_neighbours_arrive(rig: 
         message(reply_to="amq.rabbitmq.reply-to"),
     ]
     kinds = [HeadersTooLarge, HeadersTooLarge, MessageRefused, MessageRefused]
-    if rig.profile == "classic":  # not seen to work there yet
-        del refused[-1], kinds[-1]
     far = [message(expiration=seconds) for seconds in (4e8, 1e15, float("inf"), -1.0)]
     bystanders = [message() for _ in range(20)]
-    results = await asyncio.gather(
-        *(publisher.publish(one) for one in [*refused, *far, *bystanders]), return_exceptions=True
-    )
+    # What was written behind a message that closes its channel can cost the connection once.
+    async with running(connection.supervise):
+        results = await asyncio.gather(
+            *(publisher.publish(one) for one in [*refused, *far, *bystanders]), return_exceptions=True
+        )
     assert [type(one) for one in results[: len(kinds)]] == kinds
     assert results[len(kinds) :] == [None] * 24
-    assert connection.reconnects == 0
+    assert connection.reconnects <= 1
     await connection.close()
 
 
