@@ -90,7 +90,8 @@ def instrument_publisher() -> None:
     under_way: dict[Channel, str | None] = {}
 
     def what(message: Message) -> str | None:
-        return WHAT.get(message.exchange.rpartition(".")[2])
+        is_a_look = ".upkeep." in message.routing_key  # of the worker at its own bindings: no task
+        return None if is_a_look else WHAT.get(message.exchange.rpartition(".")[2])
 
     async def published(self: Publisher, message: Message, **options: Any) -> None:
         await publish(self, message, **options)

@@ -114,8 +114,13 @@ class Channel:
         if self.is_open:
             del self.held[tag]
 
-    async def release(self, tag: int) -> None:
+    def is_settled(self, tag: int) -> bool:
+        """Whether the worker has settled it; with a lost connection nothing is held any more."""
+        return tag not in self.held
+
+    async def give_back(self, tag: int, *, requeue: bool) -> None:
         """Back to the queue, unless it is there already."""
+        assert requeue, "the model has no dead-letter exchange"
         if self.is_open:
             self._return(self.held.pop(tag))
 
@@ -198,7 +203,7 @@ class ModelWorker:
 
     async def end(self, run: Run, outcome: Outcome, death: Death = "never") -> None:
         """Settle a run, and die on the way if that is so."""
-        run.outcome, self._settles, self._death = outcome, run.key, death
+        run.outcome, self._settles, self._death = outcome, Key(run.key.task_id, run.key.replay), death
         if death == "before acknowledging":
             self.channel.lose()
         record = None if run.is_recorded else run.memory.run
