@@ -8,7 +8,6 @@ import sqlite3
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from tests.acceptance.processes import Journal, worker_process
@@ -16,7 +15,6 @@ from tests.rig import Rig, eventually
 
 from warren import Context, Warren
 from warren.client import make_task
-from warren.testing import TcpProxy
 from warren_schemas import Event
 
 BYSTANDERS = 199
@@ -169,22 +167,18 @@ async def test_a_worker_that_was_presumed_dead_cannot_win(
 async def test_a_run_that_was_overtaken_gives_back_what_it_adopted(
     rig: Rig, journal: Journal, memory: dict[str, Any]
 ) -> None:
-    address = urlsplit(rig.url)
-    async with (
-        TcpProxy(str(address.hostname), address.port or 5672) as proxy,
-        worker_process(rig, **memory, amqp_url=proxy.url_for(rig.url)),
-        rig.client() as client,
-    ):
+    # Frozen, it can give no sign of life: one that is only cut off from the broker keeps its task.
+    memory["amqp_heartbeat"] = 1
+    async with worker_process(rig, **memory) as first, rig.client() as client:
         result = asyncio.create_task(client.run("gated", journal.work("a"), timeout=60))
         await eventually(lambda: len(journal.started()) == 1, "the task runs")
-        proxy.refuse()
-        proxy.cut()
+        first.send_signal(signal.SIGSTOP)
         async with worker_process(rig, **memory) as overtaker:
             await eventually(lambda: len(journal.started()) == 2, "the task is taken over")
             overtaker.send_signal(signal.SIGKILL)
             await overtaker.wait()
         async with rig.listening("health.worker.*.heartbeat") as beats:
-            proxy.accept()
+            first.send_signal(signal.SIGCONT)
             await eventually(lambda: _total(beats, "adopted") == 1, "the first run adopts the only message")
             journal.open_gate()
             await result

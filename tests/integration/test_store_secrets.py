@@ -12,11 +12,10 @@ from typing import Final
 
 import pytest
 from sqlalchemy import insert, text
-from sqlalchemy.exc import DBAPIError
 from tests.stores import Cluster, execute, new_database
 
 from warren.broker_local import private_folder
-from warren.errors import ConfigurationError, StoreUnusable
+from warren.errors import ConfigurationError, StoreRefused, StoreUnusable
 from warren.store import Store
 from warren.store_schema import tasks
 
@@ -86,7 +85,7 @@ async def test_an_error_of_postgresql_does_not_quote_rows(postgresql: Callable[[
 
 
 async def _assert_silent(store: Store) -> None:
-    with pytest.raises(DBAPIError) as caught:
+    with pytest.raises(StoreRefused) as caught:
         await execute(store, insert(tasks).values(task_id=None, user_id=SECRET))
     assert SECRET not in "".join(traceback.format_exception(caught.value))
     assert "task_id" in str(caught.value)

@@ -172,6 +172,6 @@ async def test_leaving_it_ends_its_connections(echo: tuple[Echo, int]) -> None:
 async def test_a_url_through_the_proxy_keeps_all_but_the_address(proxy: TcpProxy) -> None:
     url = proxy.url_for("amqp://me:s%40cret@rabbit.internal:5672/%2Fvhost?heartbeat=5")
     assert url == f"amqp://me:s%40cret@127.0.0.1:{proxy.port}/%2Fvhost?heartbeat=5"
-    assert proxy.url_for("amqp://rabbit.internal/") == f"amqp://127.0.0.1:{proxy.port}/"
+    assert proxy.url_for("amqp://rabbit.internal/") == f"amqp://127.0.0.1:{proxy.port}/%2F"
     with pytest.raises(ValueError, match="certificate"):
         proxy.url_for("amqps://rabbit.internal/")
