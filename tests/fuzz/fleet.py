@@ -67,6 +67,10 @@ class Log:
         self._times: dict[str, deque[float]] = {}
         self.repeated: dict[str, str] = {}
 
+    def close(self) -> None:
+        """Nothing more is said."""
+        self._file.close()
+
     def take(self, name: str, line: bytes) -> None:
         """Look at one line of the process of this name."""
         self._file.write(name.encode() + b": " + line)
@@ -170,6 +174,8 @@ class Fleet:
                 await process.wait()
         for reader in self._readers:
             reader.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+        self.log.close()
         return bad
 
 
