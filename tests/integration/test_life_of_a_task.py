@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 from tests.integration.model import SETTINGS, Broker, Channel, Copy, Death, ModelWorker, life_of
 
-from warren import store_outbox
+from warren import store_outbox, takeover
 from warren.client import make_task
 from warren.errors import FenceLost
 from warren.failure import Failure
@@ -271,6 +271,7 @@ def test_nothing_is_lost_and_nothing_ends_twice_in_any_order(
     template: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_outbox, "time", clock)
+    monkeypatch.setattr(takeover, "SILENCE", 0.0)  # workers of the model that live on give no signs of it
     many = settings(
         max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
     )
