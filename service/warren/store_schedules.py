@@ -294,11 +294,14 @@ def task_of(schedule: Schedule, tick: float) -> Task:
 
 def _schedule(returned: CursorResult[Any]) -> Schedule | None:
     row = returned.mappings().one_or_none()
-    return None if row is None else _read(row)
+    return None if row is None else Schedule(**row)
 
 
 def _read(row: RowMapping) -> Schedule:
-    """The schedule in a row, with the defaults for words that this version does not know."""
+    """The schedule in a row, to be shown: with the defaults for words that this version does not know.
+
+    It does not fire like that: what an unknown word asks for is not known.
+    """
     return Schedule(
         **{
             **row,

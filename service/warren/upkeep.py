@@ -33,7 +33,7 @@ class Upkeep:
     def __init__(self, connection: Connection, names: Names, declare: Callable[[], Awaitable[None]]) -> None:
         self._connection, self._names, self._declare = connection, names, declare
         self._publisher = Publisher(connection)
-        self._queue = ""
+        self._queue = self._new_name()
         self._bound_at: int | None = None  # the connection's number of reconnects when our queue was bound
 
     async def run(self) -> None:
@@ -61,8 +61,11 @@ class Upkeep:
             log.warning("topology.declared_again", reason="an exchange was deleted, or made without bindings")
         await self._declare()
         # Exclusive to this connection, and of a new name: that of the last connection may still be locked.
-        self._queue = f"{self._names.control}.upkeep.{uuid4().hex}"
+        self._queue = self._new_name()
         queue = Queue(self._queue, {"x-max-length": 1}, exclusive=True)
         binding = Binding(self._names.tasks, self._queue, self._queue)
         await self._connection.declare(Topology((), (queue,), (binding,)))
         self._bound_at = self._connection.reconnects
+
+    def _new_name(self) -> str:
+        return f"{self._names.control}.upkeep.{uuid4().hex}"
