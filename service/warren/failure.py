@@ -90,7 +90,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Describe an exception, whatever it does when it is asked."""
+        """Describe an exception, even one that raises when it is asked."""
         name = _name_of(error)
         return cls(
             error_type=name,

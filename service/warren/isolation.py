@@ -1,7 +1,7 @@
 """An agent's code in an asyncio task of its own, within its time.
 
 Agents may leave their task in any state: swallow a cancellation, or leave one counted in `Task.cancelling()`
-that nobody asked for (`asyncio.TaskGroup` of Python 3.11 does). The task that waits for the agent never runs
+without a request (`asyncio.TaskGroup` of Python 3.11 does). The task that waits for the agent never runs
 code of the agent's. So a CancelledError in it comes from the worker, and from nothing else.
 """
 
@@ -96,7 +96,7 @@ class Isolation:
 
 
 async def caught(function: Callable[[], Awaitable[Any]]) -> Ended:
-    """Call an agent's function, and catch whatever it raises."""
+    """Call an agent's function, and catch every exception that it raises."""
     try:
         return Ended(await function())
     except BaseException as error:  # noqa: BLE001 - SystemExit in a task would end the event loop

@@ -1,4 +1,4 @@
-"""Which life of which task a message is of: the store decides, whatever a message says of itself."""
+"""Which life of which task a message is of: the store decides, not the message."""
 
 from __future__ import annotations
 
