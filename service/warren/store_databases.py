@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -186,10 +188,28 @@ def _prepare_connection(connection: Any, _record: Any) -> None:
     connection.text_factory = lambda raw: raw.decode(errors="backslashreplace")
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT}")
-    cursor.execute("PRAGMA journal_mode = WAL")
+    _keep_write_ahead_log(cursor)
     # A commit is on the disk when it returns: an acknowledgement follows it.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
+
+
+def _keep_write_ahead_log(cursor: sqlite3.Cursor) -> None:
+    """Switch the file to a write-ahead log, or wait until another process has.
+
+    `busy_timeout` does not hold here: two that switch a new file would wait for each other, so SQLite answers
+    "database is locked" at once (https://sqlite.org/c3ref/busy_handler.html).
+    """
+    until = time.monotonic() + BUSY_TIMEOUT / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(random.uniform(0.005, 0.05))  # noqa: S311 - only to spread
+        else:
+            return
 
 
 def _begin(connection: Connection) -> None:

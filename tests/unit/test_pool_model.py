@@ -104,6 +104,8 @@ class PoolMachine(RuleBasedStateMachine):
             raise RuntimeError(method)
         elif self.behaviour[method] == "cancel":
             raise asyncio.CancelledError
+        if method == "check":
+            self.failures[agent] = 0  # it has recovered, now or after it hung
 
     async def hold(self, lease: Lease) -> None:
         async with self.pool.lease(self.specs[lease.agent_type], lease.user_id) as agent:
@@ -174,13 +176,14 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def look_after(self) -> None:
-        self.settle(self.pool.look_after)
-        for agent, failures in tuple(self.failures.items()):
-            if failures >= UNHEALTHY_AFTER:
-                self.failures[agent] = 0 if not self.is_unhealthy(agent) else failures
+        self.settle(self.forgiving_look)
 
-    def is_unhealthy(self, agent: Agent) -> bool:
-        return any(member.agent is agent and member.state == "unhealthy" for member in self.pool._members)
+    def forgiving_look(self) -> None:
+        """A look also forgives those that cannot be checked: they have no life of their own."""
+        for member in self.pool._members.unhealthy():
+            if member.spec.is_stateless and member.agent is not None:
+                self.failures[member.agent] = 0
+        self.pool.look_after()
 
     @rule()
     def retire(self) -> None:
@@ -236,7 +239,7 @@ class PoolMachine(RuleBasedStateMachine):
             for lease in served:
                 if not lease.end.done():
                     lease.end.set_result(None)
-            self.settle(self.pool.look_after)
+            self.settle(self.forgiving_look)
         assert all(lease.running.done() for lease in self.leases)
         self.loop.run_until_complete(asyncio.wait_for(self.pool.close(), 30))
         for lease in self.leases:
