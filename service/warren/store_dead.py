@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 from uuid import UUID
 
 from pydantic import JsonValue
@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func
 
 from warren.store import Store
 from warren.store_audit import Note
-from warren.store_schema import DEAD, DISCARDED, fitting, tasks
+from warren.store_schema import DEAD, DISCARDED, fitting, one_of, tasks
 from warren.times import moment, moment_or_none
 from warren_schemas import Reason
 
@@ -299,7 +299,7 @@ def _group(connection: Connection, parts: Sequence[RowMapping]) -> Group:
     )
     sample = connection.execute(query).mappings().first()
     return Group(
-        fingerprint=newest["fingerprint"],
+        fingerprint=newest["fingerprint"] or "",
         count=sum(row["count"] for row in parts),
         first_seen=moment(min(row["first"] for row in parts)),
         last_seen=moment(newest["last"]),
@@ -308,11 +308,14 @@ def _group(connection: Connection, parts: Sequence[RowMapping]) -> Group:
     )
 
 
-_PLAIN: Final = (
-    "task_id", "agent_type", "user_id", "reason", "error_type", "fingerprint", "attempts", "worker_id",
-)  # fmt: skip
+_PLAIN: Final = ("task_id", "agent_type", "user_id", "attempts", "worker_id")
+# Empty in a row that another program wrote, and must not hide the rows beside it.
+_TOLD: Final = ("error_type", "error_message", "fingerprint")
 _SUMMARY: Final = (
     *(tasks.c[name] for name in _PLAIN),
+    tasks.c.reason,
+    tasks.c.error_type,
+    tasks.c.fingerprint,
     func.substr(tasks.c.error_message, 1, MESSAGE_SHOWN).label("error_message"),
     tasks.c.first_failed_at,
     tasks.c.last_failed_at,
@@ -331,7 +334,8 @@ _EVERYTHING: Final = (
 
 def _summary(row: RowMapping) -> dict[str, Any]:
     return {name: row[name] for name in _PLAIN} | {
-        "error_message": row["error_message"] or "",
+        **{name: row[name] or "" for name in _TOLD},
+        "reason": one_of(row["reason"], get_args(Reason), "rejected"),
         "first_failed_at": moment_or_none(row["first_failed_at"]),
         "last_failed_at": moment_or_none(row["last_failed_at"]),
         "died_at": moment(row["finished_at"]),

@@ -34,7 +34,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--number", type=int, action="append", help="only the input of this number; may come again"
     )
     parser.add_argument("--start", type=int, default=0, help="the number of the first input")
-    parser.add_argument("--batch", type=int, default=250, help="inputs that are sent and judged together")
+    parser.add_argument("--batch", type=int, default=1000, help="inputs that are sent and judged together")
     parser.add_argument("--findings", type=int, default=20, help="stop a combination after so many")
     parser.add_argument("--minutes", type=float, default=60, help="stop a combination after so long")
     parser.add_argument("--no-bisect", action="store_true", help="do not search for the input that did harm")

@@ -33,6 +33,7 @@ from warren.topology import topology
 PATIENCE: Final = 30.0  # seconds that a bystander's task or a request may take
 COMMAND_PATIENCE: Final = 120.0  # a command imports much, and the machine is busy
 DRAINED_WITHIN: Final = 90.0
+IDLE: Final = SETTINGS["idle_ttl"] + 2.0  # seconds after which every idle agent has been stopped
 QUIET: Final = 10.0  # seconds over which a drained fleet is listened to
 BACKLOG: Final = 300  # messages that may wait when the next batch is sent
 AT_ONCE: Final = 20  # requests
@@ -74,6 +75,7 @@ class House:
         self.fleet, self.world = running, world
         self.outcomes: Counter[str] = Counter()
         self.bystanders: Bystanders
+        self.said = ""
         self._store_url = store_url
         self._broker_url = broker_url
         self._producer = RawProducer(broker_url)
@@ -120,6 +122,7 @@ class House:
             return "not sent"
         except httpx.HTTPError:
             return "unanswered"
+        self.said = answer.text[:300]
         return str(answer.status_code)
 
     async def _write_sqlite(self, rows: Sequence[Row]) -> list[str]:
@@ -179,7 +182,7 @@ class House:
         for path in LISTS:
             how = await self._request(Request("GET", path))
             if how != "200":
-                found.append(f"GET {path}: {how}")
+                found.append(f"GET {path}: {how}, {self.said}")
         return found
 
     async def run_a_command(self) -> list[str]:
@@ -230,6 +233,7 @@ class House:
         while time.monotonic() < until and (waiting := await self.waiting()):  # noqa: ASYNC110
             await asyncio.sleep(0.5)
         left = [f"{queue.partition('.')[2]} is not drained: {count} wait" for queue, count in waiting.items()]
+        await asyncio.sleep(IDLE)  # agents that have nothing to do are stopped, and say so
         before = Counter(self.fleet.log.lines)
         await asyncio.sleep(QUIET)
         busy = [

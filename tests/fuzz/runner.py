@@ -31,7 +31,7 @@ class Plan:
     folder: Path
     seed: int
     numbers: Sequence[int]
-    batch: int = 250
+    batch: int = 1000
     findings: int = 20
     seconds: float = 3600
     bisect: bool = True

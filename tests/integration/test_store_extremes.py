@@ -18,6 +18,7 @@ from tests.stores import execute
 
 from warren.cli_key import _until
 from warren.errors import FenceLost, StoreRefused
+from warren.gateway.dead_letters import LetterView
 from warren.gateway.tasks import _summary
 from warren.store import Store
 from warren.store_archive import Archive
@@ -161,6 +162,20 @@ async def test_a_row_of_any_values_can_be_written_and_shown(
     assert record is not None
     assert record.as_result().model_dump_json()
     await execute(store, tasks.delete().where(tasks.c.task_id == task_id))
+
+
+async def test_a_dead_row_that_says_nothing_of_its_death_is_listed(ledger: Ledger) -> None:
+    nothing = dict.fromkeys(["reason", "error_type", "error_message", "fingerprint", "first_failed_at"])
+    task_id = await make(ledger.store, status="dead", finished_at=1.0, **nothing)
+    index = DeadIndex(ledger.store)
+    [listed] = (await index.page(Filter(), 10))[0]
+    [group] = await index.groups(Filter(), 10)
+    shown = await index.show(task_id)
+    for dead in (listed, group.sample, shown):
+        assert dead is not None
+        told = LetterView.model_validate(dead, from_attributes=True)
+        assert (told.reason, told.error_type, told.fingerprint) == ("rejected", "", "")
+    assert group.fingerprint == ""
 
 
 @pytest.mark.parametrize("at", [math.inf, -math.inf, math.nan, 1e14, 1e300])
