@@ -20,8 +20,7 @@ def raised(source: str) -> Iterator[tuple[int, str]]:
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in RAISERS:
             kinds = [word.value for word in call.keywords if word.arg == "kind"]
             if kinds and isinstance(kinds[0], ast.Constant):
-                assert isinstance(call.args[0], ast.Constant)
-                yield call.args[0].value, kinds[0].value
+                yield int(ast.literal_eval(call.args[0])), str(kinds[0].value)
 
 
 def documented(text: str) -> Iterator[tuple[int, str]]:
