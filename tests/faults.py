@@ -142,11 +142,15 @@ async def cli(*args: str, stdin: str | None = None, **environment: str) -> tuple
     return process.returncode or 0, out.decode(), err.decode()
 
 
-async def start_cli(*args: str, **environment: str) -> asyncio.subprocess.Process:
-    """Start the command `warren` with nothing of Warren in its environment but this."""
+async def start_cli(*args: str, limits: str = "", **environment: str) -> asyncio.subprocess.Process:
+    """Start the command `warren` with nothing of Warren in its environment but this.
+
+    `limits` are options of the shell's `ulimit`, set before.
+    """
     pipe = asyncio.subprocess.PIPE
+    limited = ("/bin/sh", "-c", f'ulimit {limits} && exec "$@"', "sh") if limits else ()
     return await asyncio.create_subprocess_exec(
-        *WARREN, *args, stdin=pipe, stdout=pipe, stderr=pipe, env=_given(environment)
+        *limited, *WARREN, *args, stdin=pipe, stdout=pipe, stderr=pipe, env=_given(environment)
     )
 
 

@@ -71,9 +71,9 @@ async def door(store_url: str, url: str = NOWHERE, **changes: Any) -> AsyncItera
                 await serving
 
 
-async def started(**environment: str) -> tuple[asyncio.subprocess.Process, str]:
+async def started(limits: str = "", **environment: str) -> tuple[asyncio.subprocess.Process, str]:
     """A process of `warren gateway` that serves, and its address."""
-    process = await start_cli("gateway", "--port", "0", **environment)
+    process = await start_cli("gateway", "--port", "0", limits=limits, **environment)
     assert process.stderr is not None
     address = ""
     async with asyncio.timeout(PATIENCE):

@@ -143,6 +143,12 @@ def not_reachable(error: Exception, url: str) -> Exception:
     )
 
 
+def _heard(ended: asyncio.Task[Any]) -> None:
+    """Take note of a task's error: asyncio complains about those that are not looked at."""
+    if not ended.cancelled():
+        ended.exception()
+
+
 def why_closed(channel: AbstractChannel) -> BaseException | None:
     """What the broker said when it closed the channel; aiormq may only throw a CancelledError."""
     error: BaseException | None = getattr(channel, "_close_exception", None)
@@ -331,7 +337,9 @@ class Connection:
 
         Raises BrokerUnavailable, AccessRefused, NotDeclared or QueueMismatch.
         """
-        return await asyncio.shield(asyncio.create_task(self._administer(act), name="administration"))
+        asking = asyncio.create_task(self._administer(act), name="administration")
+        asking.add_done_callback(_heard)  # nothing else hears of its error once the caller has gone
+        return await asyncio.shield(asking)
 
     async def _administer(self, act: Callable[[AbstractChannel], Awaitable[T]]) -> T:
         channel = await self.channel()

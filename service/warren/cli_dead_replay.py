@@ -42,7 +42,8 @@ from warren.settings import Settings
 from warren.store import Store
 from warren.store_audit import by_account
 from warren.store_dead import DeadIndex, Filter
-from warren.store_replay import Plan, Replay
+from warren.store_plan import Plan
+from warren.store_replay import Replay
 from warren_schemas import Event
 
 EXAMPLES: Final = examples(

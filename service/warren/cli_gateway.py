@@ -53,6 +53,7 @@ def is_installed() -> bool:
 
 async def _serve(settings: Settings, url: str, host: str, port: int) -> None:
     async with _opened(settings, url, host, port) as gateway:
+        runtime.spare_the_collector()  # a body of 200,000 values would hold everything up five times as long
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, gateway.stop)

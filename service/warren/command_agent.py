@@ -10,7 +10,7 @@ import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from pydantic import JsonValue
 from pydantic_core import from_json
@@ -25,8 +25,8 @@ from warren.settings import environment_of_a_command
 EX_TEMPFAIL: Final = 75  # sysexits.h: a failure that may be gone later
 RETRY_AFTER: Final = 30.0  # seconds
 KILL_GRACE: Final = 2.0  # seconds
-SAID: Final = 500  # characters of standard error in a message; the traceback has 4 KiB
 SHOWN: Final = 200  # characters of an output that is no JSON
+E = TypeVar("E", bound=Exception)
 
 
 class CommandAgent(Agent):
@@ -41,7 +41,8 @@ class CommandAgent(Agent):
 
     It reads the payload from standard input, one line of JSON (UTF-8), and prints its result as JSON. Exit
     status 0 is a success, 75 (EX_TEMPFAIL) has the task run again after `retry_after` seconds, everything
-    else is a failure with the last 4 KiB of standard error.
+    else is a failure. The error's message has the exit status; what the program wrote (the last 4 KiB of
+    standard error) is in notes of the error, so in the traceback alone, which tenants do not see.
 
     On a timeout or a cancellation its whole process group gets SIGTERM, and SIGKILL after `kill_grace`
     seconds. What it leaves running in its group when it exits is killed too.
@@ -137,23 +138,25 @@ class CommandAgent(Agent):
 
     def _result(self, ended: Ended, limit: int) -> JsonValue:
         if ended.is_too_large:
-            raise CommandFailed(
+            error = CommandFailed(
                 f"{self} printed more than {limit} bytes and was killed; max_result_bytes is {limit}: "
                 "let it store the result elsewhere and print where"
             )
+            raise _noted(error, ended)
         if ended.status == EX_TEMPFAIL:
-            raise RetryAfter(self._retry_after, f"{self} asks to be run again (exit status 75){_said(ended)}")
+            again = RetryAfter(self._retry_after, f"{self} asks to be run again (exit status 75)")
+            raise _noted(again, ended)
         if ended.status != 0:
-            error = CommandFailed(f"{self} ended with {_status(ended.status)}{_said(ended)}")
-            error.add_note(f"standard error ended with: {ended.errors or '(nothing)'}")
-            raise error
+            raise _noted(CommandFailed(f"{self} ended with {_status(ended.status)}"), ended)
         try:
             result: JsonValue = from_json(ended.output, allow_inf_nan=False)
         except ValueError as error:
-            raise CommandFailed(
-                f"{self} exited with status 0, but printed {_shown(ended.output)}, which is no JSON "
-                f"({error}); it must print one JSON value and nothing else, null for no result{_said(ended)}"
-            ) from error
+            wrong = CommandFailed(
+                f"{self} exited with status 0, but printed what is no JSON ({error}); "
+                "it must print one JSON value and nothing else, null for no result"
+            )
+            wrong.add_note(f"it printed {_shown(ended.output)}")
+            raise _noted(wrong, ended) from error
         return result
 
     def __str__(self) -> str:
@@ -186,11 +189,10 @@ def _status(status: int) -> str:
         return f"signal {-status}"
 
 
-def _said(ended: Ended) -> str:
-    """The last of standard error: a message is cut at its end, where the cause stands."""
-    if len(ended.errors) > SAID:
-        return f": …{ended.errors[-SAID:]}"
-    return f": {ended.errors}" if ended.errors else ""
+def _noted(error: E, ended: Ended) -> E:
+    """The error with the end of standard error in a note: tenants see its message, not its traceback."""
+    error.add_note(f"standard error ended with: {ended.errors or '(nothing)'}")
+    return error
 
 
 def _shown(output: bytes) -> str:

@@ -48,6 +48,9 @@ class HttpAgent(Agent):
     as rejected. 5xx, a redirect (none is followed), a lost connection and an answer that is cut short, too
     large or no JSON are failures. Proxies and credentials of the environment are not used.
 
+    The error's message has the status. What the server sent is in notes of the error, so in the traceback
+    alone, which tenants do not see.
+
     Needs httpx (`pip install 'warren[http]'`). Raises AgentError without it, or for a URL, a header or a
     number that cannot work.
     """
@@ -103,15 +106,17 @@ class HttpAgent(Agent):
                 seconds = retry_after(response.headers.get("Retry-After"), self._retry_after)
                 raise RetryAfter(seconds, f"{self} answered {status}: again in {seconds:g} s")
             if 300 <= status < 400:
-                where = shown_url(response.headers.get("Location", "(no Location)"))
-                raise HttpFailed(
-                    f"{self} answered {status}, a redirect to {where}; none is followed: "
+                redirect = HttpFailed(
+                    f"{self} answered {status}, a redirect; none is followed: "
                     "give the agent the URL that it should use"
                 )
-            said = await self._beginning(response)
-            if 400 <= status < 500:
-                raise Reject(f"{self} answered {status}{said}")
-            raise HttpFailed(f"{self} answered {status}{said}")
+                where = shown_url(response.headers.get("Location", "(no Location)"))
+                redirect.add_note(f"it redirects to {where}")
+                raise redirect
+            refusal = Reject if 400 <= status < 500 else HttpFailed
+            error = refusal(f"{self} answered {status}")
+            error.add_note(f"the answer begins with: {await self._beginning(response) or '(nothing)'}")
+            raise error
 
     @asynccontextmanager
     async def _answer(self, payload: JsonValue, ctx: Context) -> AsyncIterator[httpx.Response]:
@@ -139,7 +144,9 @@ class HttpAgent(Agent):
             ) as response:
                 yield response
         except httpx.HTTPError as error:
-            raise HttpFailed(f"{self} failed: {_why(error)}") from error
+            failed = HttpFailed(f"{self} failed: {_why(error)}")
+            failed.add_note(f"httpx says: {error}")
+            raise failed from error
 
     async def _body(self, response: httpx.Response, limit: int) -> bytes:
         body = bytearray()
@@ -164,8 +171,7 @@ class HttpAgent(Agent):
                     break
         except httpx.HTTPError as error:
             body += f" (the answer was cut short: {_why(error)})".encode()
-        text = body[: 4 * SHOWN].decode("utf-8", "replace").strip()[:SHOWN]
-        return f": {text}" if text else ""
+        return body[: 4 * SHOWN].decode("utf-8", "replace").strip()[:SHOWN]
 
     def _result(self, status: int, body: bytes) -> JsonValue:
         if not body.strip():
@@ -174,7 +180,9 @@ class HttpAgent(Agent):
             result: JsonValue = from_json(body, allow_inf_nan=False)
         except ValueError as error:
             text = body[: 4 * SHOWN].decode("utf-8", "replace")[:SHOWN]
-            raise HttpFailed(f"{self} answered {status}, but no JSON ({error}): {text!r}") from error
+            wrong = HttpFailed(f"{self} answered {status}, but no JSON ({error})")
+            wrong.add_note(f"the answer begins with: {text!r}")
+            raise wrong from error
         return result
 
     def __str__(self) -> str:
@@ -237,8 +245,13 @@ def _check_header(name: str, value: str) -> None:
 
 
 def _why(error: httpx.HTTPError) -> str:
-    """What httpx says; some of its errors say nothing, and their name is telling enough."""
-    text = str(error).strip()
+    """What httpx says; some of its errors say nothing, and their name is telling enough.
+
+    Errors about the protocol quote what the server sent: of those the name alone.
+    """
+    import httpx  # noqa: PLC0415 - see `HttpAgent.start`
+
+    text = "" if isinstance(error, httpx.ProtocolError) else str(error).strip()
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, ParamSpec
 
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from warren.errors import StepError
+from warren.json_type import JsonType
 from warren.store_columns import clean
 from warren.store_ledger import Claim, Entry, Ledger
 
 P = ParamSpec("P")
 
 NAME_LENGTH: Final = 255
+_ANYTHING: Final = JsonType(Any)
 
 
 class Memory:
@@ -78,9 +80,9 @@ class Memory:
         await self._remember(name, self._as_json(value, f"step {name!r}"))
 
     def value(self, name: str) -> Any:
-        """What a step returned."""
+        """What a step returned. Raises StepError where the store has what is no JSON."""
         # Read back even the first time, so that a retry sees what the first run saw.
-        return from_json(self._steps[name])
+        return _read(self._steps[name], f"step {name!r}")
 
     async def _remember(self, name: str, value: bytes) -> None:
         """Keep the value of a step. It goes on when the attempt is cancelled: the next one waits for it."""
@@ -108,14 +110,24 @@ class Memory:
 
     @property
     def state(self) -> Any:
-        """What `checkpoint` remembered last, or None."""
-        return None if self._state is None else from_json(self._state)
+        """What `checkpoint` remembered last, or None. Raises StepError where that is no JSON."""
+        return None if self._state is None else _read(self._state, "the checkpoint")
 
     def _as_json(self, value: Any, what: str) -> bytes:
         try:
-            kept = to_json(value)
+            kept = _ANYTHING.dump(value)  # NaN is no JSON: pydantic's own way would make null of it
         except (ValueError, TypeError) as error:
             raise StepError(f"{what} is no JSON: {error}") from error
         if len(kept) > self.limit:
             raise StepError(f"{what} has {len(kept)} bytes of JSON; max_result_bytes is {self.limit}")
         return kept
+
+
+def _read(kept: bytes, what: str) -> Any:
+    """What was remembered. A person may have written what is no JSON: that is the failure of one task."""
+    try:
+        return from_json(kept, allow_inf_nan=False)
+    except ValueError as error:
+        raise StepError(
+            f"{what} in the store is no JSON: {error}; a replay from scratch (--from-scratch) forgets it"
+        ) from error

@@ -1,17 +1,21 @@
-"""Logs and standard streams that may fail: a full disk, a pipe that has no reader any more, a closed file.
+"""Logs and standard streams that may fail or hang: a full disk, a pipe without a reader or with a stuck one.
 
 What is written there informs. Nothing else depends on it, so a task never fails because of it.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
+import threading
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, TextIO
+from queue import Full, Queue
+from typing import Any, Final, Protocol, TextIO
 
 import structlog
 
@@ -21,41 +25,108 @@ from warren.failure import Failure, message_of
 FAILURES: Final = (OSError, ValueError, RuntimeError)
 
 
-class Forgiving:
-    """A text stream whose writes do not fail. Everything else is that of the stream itself."""
+WAITING: Final = 5000  # writes that wait for a reader which hangs
+LAST: Final = 1.0  # seconds that these have at the end of the process
+
+
+class Behind:
+    """A thread that does, in order, what it is given; it refuses more while `WAITING` wait.
+
+    A write to a pipe whose reader hangs holds up this thread, and nothing else.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._waiting: Queue[Callable[[], object]] = Queue(WAITING)
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+        atexit.register(self.drain, LAST)
+
+    def put(self, act: Callable[[], object]) -> bool:
+        """Have something done soon, which must not raise. False: it will not be done."""
+        try:
+            self._waiting.put_nowait(act)
+        except Full:
+            return False
+        return True
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until all that was given is done. False: it was not, within these seconds."""
+        done = threading.Event()
+        return self.put(done.set) and done.wait(seconds)
+
+    def _run(self) -> None:
+        while True:
+            self._waiting.get()()
+
+
+class _Writable(Protocol):
+    def write(self, text: str, /) -> object: ...
+    def flush(self) -> object: ...
+
+
+class _Bare:
+    """Writes to the descriptor of a stream.
+
+    Without the lock of the stream: Python waits for that at its end, and aborts if a stuck thread holds it.
+    """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._descriptor = stream.fileno()
+        self._encoding, self._errors = stream.encoding, stream.errors or "strict"
+
+    def write(self, text: str) -> None:
+        rest = memoryview(text.encode(self._encoding, self._errors))
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+def bare(stream: TextIO) -> _Writable:
+    """What writes to the descriptor of a stream, or the stream itself where it has none."""
+    try:
+        stream.flush()
+        return _Bare(stream)
+    except FAILURES:
+        return stream
+
+
+class Forgiving:
+    """A text stream whose writes neither fail nor wait. Everything else is that of the stream itself."""
+
+    def __init__(self, stream: TextIO, behind: Behind) -> None:
+        self._stream, self._bare, self._behind = stream, bare(stream), behind
 
     def write(self, text: str) -> int:
-        """Write the text, or lose it."""
-        with suppress(*FAILURES):
-            self._stream.write(text)
+        """Write the text soon, or lose it."""
+        self._behind.put(partial(self._write, text))
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:
-        """Write the lines, or lose them."""
-        with suppress(*FAILURES):
-            self._stream.writelines(lines)
+        """Write the lines soon, or lose them."""
+        self.write("".join(lines))
 
     def flush(self) -> None:
-        """Flush what was written, or lose it."""
+        """Nothing to do: what is written leaves as soon as it can."""
+
+    def _write(self, text: str) -> None:
         with suppress(*FAILURES):
-            self._stream.flush()
+            self._bare.write(text)
+            self._bare.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def forgive() -> None:
-    """From now on, `print` and whatever else writes to this process's standard streams cannot fail.
+def forgive(**behind: Behind) -> None:
+    """From now on, `print` and whatever else writes to these standard streams can neither fail nor wait.
 
     For processes that run for long. A command that prints its answer has to fail when nobody can read it.
     """
-    for name in ("stdout", "stderr"):
+    for name, thread in behind.items():
         stream = getattr(sys, name)
         if not isinstance(stream, Forgiving):
-            setattr(sys, name, Forgiving(standard(stream)))
+            setattr(sys, name, Forgiving(standard(stream), thread))
 
 
 def standard(stream: TextIO | None) -> TextIO:
@@ -71,12 +142,12 @@ def _nowhere() -> TextIO:
 class LogLines:
     """Writes log lines to a stream, and counts those that cannot be written.
 
-    The next line that can be written is followed by `log.incomplete`, which says how many were lost. The
+    A line that can be written again is followed by `log.incomplete`, which says how many were lost. The
     system may have kept a few of them, and write them late.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._lost = stream, 0
+    def __init__(self, stream: _Writable) -> None:
+        self._stream, self._lost, self._lock = stream, 0, threading.Lock()
 
     def msg(self, line: str) -> None:
         """Write one line. It never raises."""
@@ -84,12 +155,32 @@ class LogLines:
             self._stream.write(line + "\n")
             self._stream.flush()
         except FAILURES:
-            self._lost += 1
+            self.lose()
             return
         if self._lost:
-            lost, self._lost = self._lost, 0
-            hint = "the log could not be written: see whether its disk is full, or its reader gone"
-            structlog.get_logger(__name__).warning("log.incomplete", lost=lost, hint=hint)
+            with self._lock:
+                lost, self._lost = self._lost, 0
+            hint = "the log could not be written: see whether its disk is full, or its reader gone or stuck"
+            structlog.wrap_logger(self).warning("log.incomplete", lost=lost, hint=hint)  # straight to here
+
+    def lose(self) -> None:
+        """A line is not written."""
+        with self._lock:
+            self._lost += 1
+
+    log = debug = info = warn = warning = error = critical = fatal = failure = err = exception = msg
+
+
+class LinesBehind:
+    """Log lines that a thread writes. Those that it refuses are lost, and counted."""
+
+    def __init__(self, lines: LogLines, behind: Behind) -> None:
+        self._lines, self._behind = lines, behind
+
+    def msg(self, line: str) -> None:
+        """Write one line soon. It neither raises nor waits."""
+        if not self._behind.put(partial(self._lines.msg, line)):
+            self._lines.lose()
 
     log = debug = info = warn = warning = error = critical = fatal = failure = err = exception = msg
 

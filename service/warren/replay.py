@@ -18,7 +18,8 @@ from warren.settings import Settings
 from warren.store import Store
 from warren.store_audit import Note
 from warren.store_dead import Position
-from warren.store_replay import Fresh, Outcomes, Plan, Problem, Replay, Replays, Status
+from warren.store_plan import Plan
+from warren.store_replay import Fresh, Outcomes, Problem, Replay, Replays, Status
 from warren.wire import new_id
 from warren_schemas import Event
 
@@ -66,7 +67,8 @@ async def begin(store: Store, plan: Plan, note: Note | None = None) -> Replay:
 async def resumable(store: Store, prefix: str, note: Note | None = None) -> Replay:
     """The replay whose id begins so, ours to go on with from now on, as it stood before.
 
-    Raises ConfigurationError when there is none or several, when it is done, or being carried out now.
+    Raises ConfigurationError when there is none or several, when it is done, or being carried out now, and
+    when its plan cannot be read.
     """
     found = await Replays(store).find(prefix)
     if len(found) != 1:
@@ -75,6 +77,7 @@ async def resumable(store: Store, prefix: str, note: Note | None = None) -> Repl
     [replay] = found
     if replay.status == "done":
         raise ConfigurationError(f"replay {replay.replay_id} is done: there is nothing to resume")
+    _patch(_plan_of(replay))
     if not await Replays(store).claim(replay.replay_id, ALIVE, note):
         raise ConfigurationError(
             f"replay {replay.replay_id} is being carried out right now "
@@ -86,14 +89,15 @@ async def resumable(store: Store, prefix: str, note: Note | None = None) -> Repl
 class Replaying:
     """Carries out one replay. `opened` are the events of breakers that open, where there is a broker.
 
-    Cancelled, the replay is paused, and can be resumed.
+    Cancelled, the replay is paused, and can be resumed. Raises ConfigurationError for one without a plan.
     """
 
     def __init__(
         self, store: Store, settings: Settings, replay: Replay, opened: AsyncIterator[Event] | None = None
     ) -> None:
-        self._replays, self._replay, self._plan, self._events = Replays(store), replay, replay.plan, opened
-        self._prepare = partial(_prepared, _patch(replay.plan), settings.max_payload_bytes)
+        self._replays, self._replay, self._events = Replays(store), replay, opened
+        self._plan = _plan_of(replay)
+        self._prepare = partial(_prepared, _patch(self._plan), settings.max_payload_bytes)
         self._phase: Phase = "replaying"
         self._outcomes, self._replayed, self._refused = Outcomes(), 0, 0
         self._problems: list[Problem] = []
@@ -257,6 +261,12 @@ def _now() -> float:
 def _with_open(outcomes: Outcomes, more: int) -> Outcomes:
     """Outcomes as they were at the last look, and what was replayed since."""
     return Outcomes(outcomes.succeeded, outcomes.same_way, outcomes.otherwise, outcomes.open + more)
+
+
+def _plan_of(replay: Replay) -> Plan:
+    if replay.plan is None:
+        raise ConfigurationError(f"replay {replay.replay_id} cannot be carried out: {replay.reason}")
+    return replay.plan
 
 
 class _NoEdit:

@@ -16,7 +16,7 @@ import uvloop
 
 from warren.agents import Warren
 from warren.descriptors import raise_limit
-from warren.output import LogLines, forgive, standard, unfailing
+from warren.output import Behind, LinesBehind, LogLines, bare, forgive, standard, unfailing
 from warren.runtime_load import load
 from warren.settings import Settings
 from warren.terminal_text import CleanFormatter, clean_event, clean_traceback
@@ -106,9 +106,11 @@ def configure_logging(settings: Settings) -> None:
 
     Tracebacks are without local variables: among those are payloads, passwords and keys.
     """
-    stream = standard(sys.stderr)
-    terminal = stream.isatty()
-    lines = LogLines(stream)
+    _configure(settings, LogLines(standard(sys.stderr)))
+
+
+def _configure(settings: Settings, lines: LogLines | LinesBehind) -> None:
+    terminal = standard(sys.stderr).isatty()
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     structlog.configure(
         processors=[
@@ -128,9 +130,10 @@ def configure_logging(settings: Settings) -> None:
 
 
 def configure_service(settings: Settings) -> None:
-    """The same for a process that runs for long: it goes on when its standard streams cannot be written."""
-    configure_logging(settings)  # before: it counts the lines that it loses
-    forgive()
+    """The same for a process that runs for long: it goes on when its standard streams fail or hang."""
+    errors = Behind("standard error")
+    _configure(settings, LinesBehind(LogLines(bare(standard(sys.stderr))), errors))
+    forgive(stdout=Behind("standard output"), stderr=errors)
 
 
 __all__: Sequence[str] = (

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple, get_args
 from uuid import UUID
 
-from pydantic import JsonValue
-from pydantic_core import from_json, to_json
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -32,8 +30,19 @@ from warren.errors import InvalidTask
 from warren.store import Store
 from warren.store_audit import Note
 from warren.store_columns import one_more
-from warren.store_dead import IS_DEAD, NOT_READ_YET, Filter, Position, page_of
-from warren.store_schema import CANCELLED, DEAD, DISCARDED, SCHEDULED, SUCCEEDED, replays, steps, tasks
+from warren.store_dead import IS_DEAD, NOT_READ_YET, Position, page_of
+from warren.store_plan import Plan, read_plan
+from warren.store_schema import (
+    CANCELLED,
+    DEAD,
+    DISCARDED,
+    SCHEDULED,
+    SUCCEEDED,
+    one_of,
+    replays,
+    steps,
+    tasks,
+)
 
 Status = Literal["running", "paused", "stopped", "done"]
 """Carried out; interrupted; ended by itself before its end; all replayed."""
@@ -42,34 +51,14 @@ _ENDED_OTHERWISE: Final = (DEAD, CANCELLED, DISCARDED)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Which dead letters are replayed, and how.
+class Replay:
+    """A plan that is being, or has been, carried out. Only what died before `created_at` belongs to it.
 
-    `canary` are replayed first and awaited, `rate` is in tasks a second, `edit` a JSON merge patch (RFC 7396)
-    for the payload, `timeout` the seconds without any news after which waiting for outcomes ends.
+    `plan` is None where the row has none that can be read; then `reason` says why, and nothing belongs to it.
     """
 
-    wanted: Filter = field(default_factory=Filter)
-    limit: int | None = None
-    canary: int = 5
-    rate: float = 50.0
-    edit: str | None = None
-    from_scratch: bool = False
-    keep_going: bool = False
-    timeout: float = 600.0
-
-    def without_edit(self) -> dict[str, JsonValue]:
-        """What it is, for whoever reads the audit: an edit may hold what they need not see."""
-        said = asdict(replace(self, edit=None)) | {"wanted": self.wanted.as_json()}
-        return {name: value for name, value in said.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """A plan that is being, or has been, carried out. Only what died before `created_at` belongs to it."""
-
     replay_id: str
-    plan: Plan
+    plan: Plan | None
     selected: int
     status: Status
     reason: str
@@ -78,6 +67,8 @@ class Replay:
 
     def condition(self) -> ColumnElement[bool]:
         """What is still to be replayed. A row of this replay, or of a later one, is never taken again."""
+        if self.plan is None:
+            return tasks.c.life < ""  # no row: `false()` would take the table out of a query
         return and_(
             self.plan.wanted.condition(),
             tasks.c.finished_at <= self.created_at,
@@ -139,8 +130,7 @@ class Replays:
             found = connection.execute(select(func.count()).select_from(tasks).where(replay.condition()))
             count = int(found.scalar_one())
             selected = count if plan.limit is None else min(count, plan.limit)
-            raw = to_json(asdict(plan) | {"selected": selected})
-            new = {"replay_id": replay.replay_id, "plan": raw, "status": replay.status}
+            new = {"replay_id": replay.replay_id, "plan": plan.written(selected), "status": replay.status}
             connection.execute(replays.insert().values(created_at=now, updated_at=now, **new))
             if note is not None:
                 note.write(connection, replay.replay_id)
@@ -300,7 +290,7 @@ def _schedule(connection: Connection, replay: Replay, fresh: Sequence[tuple[RowM
             for row, one in again
         ]
         anew: dict[str, Any] = {"attempts": 0, "crashes": 0, "finished_at": None, "result": None}
-        if replay.plan.from_scratch:
+        if replay.plan is not None and replay.plan.from_scratch:
             anew["checkpoint"] = None
             connection.execute(delete(steps).where(steps.c.task_id.in_([row["task_id"] for row, _ in again])))
         connection.execute(
@@ -344,14 +334,19 @@ def _new_row(row: RowMapping, fresh: Fresh, due: dict[str, Any]) -> dict[str, An
 
 
 def _replay(row: RowMapping) -> Replay:
-    plan = from_json(row["plan"])
-    selected = plan.pop("selected")
+    """The replay in a row. One whose plan another version or a person wrote is shown as stopped."""
+    status, reason = one_of(row["status"], get_args(Status), "stopped"), row["reason"] or ""
+    plan, selected = None, 0
+    try:
+        plan, selected = read_plan(row["plan"])
+    except ValueError as error:
+        status, reason = "stopped", str(error)
     return Replay(
         replay_id=row["replay_id"],
-        plan=Plan(wanted=Filter(**plan.pop("wanted")), **plan),
+        plan=plan,
         selected=selected,
-        status=row["status"],
-        reason=row["reason"] or "",
+        status=status,
+        reason=reason,
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )

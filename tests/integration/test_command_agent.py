@@ -48,11 +48,16 @@ async def gone(ctx: Context) -> None:
 
 async def fails(agent: CommandAgent, payload: Any = None, ctx: Context | None = None) -> str:
     """What the failure of a run says."""
+    return str(await failure(agent, payload, ctx))
+
+
+async def failure(agent: CommandAgent, payload: Any = None, ctx: Context | None = None) -> CommandFailed:
+    """What a run raises."""
     ctx = ctx or context()
     with pytest.raises(CommandFailed) as failed:
         await agent.run(payload, ctx)
     await gone(ctx)
-    return str(failed.value)
+    return failed.value
 
 
 # --- what goes in and out ---------------------------------------------------------------------------------
@@ -123,11 +128,11 @@ def test_arguments_reach_it_as_they_are(run: Run) -> None:
 
 def test_exit_status_75_asks_for_another_time(run: Run) -> None:
     async def main() -> None:
-        with pytest.raises(
-            RetryAfter, match=r"asks to be run again \(exit status 75\): the quota is up"
-        ) as later:
+        with pytest.raises(RetryAfter) as later:
             await shell("echo the quota is up >&2; exit 75", retry_after=120).run(None, context())
         assert later.value.seconds == 120
+        assert str(later.value) == "command /bin/sh asks to be run again (exit status 75)"
+        assert later.value.__notes__ == ["standard error ended with: the quota is up"]
 
     run(main())
 
@@ -140,28 +145,34 @@ def test_a_payload_that_json_cannot_say_is_rejected(run: Run) -> None:
 # --- what goes wrong --------------------------------------------------------------------------------------
 
 
-FAILURES: dict[str, tuple[str, str]] = {
-    "status": (
-        "echo first >&2; echo 'no such model' >&2; exit 3",
-        "ended with exit status 3: first\nno such model",
+# What the script is, what the message says, and what only the traceback says.
+FAILURES: dict[str, tuple[str, str, str]] = {
+    "status": ("echo first >&2; echo 'no such model' >&2; exit 3", "exit status 3", "first\nno such model"),
+    "silent": ("exit 1", "command /bin/sh ended with exit status 1", "standard error ended with: (nothing)"),
+    "signal": ("echo why >&2; kill -9 $$", "ended with signal SIGKILL", "why"),
+    "segfault": ("kill -11 $$", "ended with signal SIGSEGV", "(nothing)"),
+    "nothing": ("exit 0", "exited with status 0, but printed what is no JSON", "it printed nothing"),
+    "text": ("echo hello; echo why >&2", "printed what is no JSON", "it printed 'hello'"),
+    "reason": ("echo hello; echo why >&2", "printed what is no JSON", "standard error ended with: why"),
+    "two": ("echo 1; echo 2", "what is no JSON", "it printed '1\\n2'"),
+    "nan": ("echo NaN", "what is no JSON", "it printed 'NaN'"),
+    "binary": ("printf '\\377\\376'", "what is no JSON", "it printed '\N{REPLACEMENT CHARACTER}"),
+    "too_large": (
+        "yes 0123456789 | head -c 2000000; echo why >&2; sleep 600",
+        "printed more than 1048576 bytes and was killed",
+        "standard error ended with: ",
     ),
-    "silent": ("exit 1", "command /bin/sh ended with exit status 1"),
-    "signal": ("kill -9 $$", "ended with signal SIGKILL"),
-    "segfault": ("kill -11 $$", "ended with signal SIGSEGV"),
-    "nothing": ("exit 0", "exited with status 0, but printed nothing, which is no JSON"),
-    "text": ("echo hello; echo why >&2", "printed 'hello', which is no JSON"),
-    "two": ("echo 1; echo 2", "printed '1\\n2', which is no JSON"),
-    "nan": ("echo NaN", "printed 'NaN', which is no JSON"),
-    "binary": ("printf '\\377\\376'", "which is no JSON"),
 }
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_what_goes_wrong_is_told(run: Run, name: str) -> None:
-    script, says = FAILURES[name]
-    told = run(fails(shell(script)))
-    assert says in told
-    assert "Traceback" not in told
+def test_the_message_says_what_happened_and_the_traceback_what_was_printed(run: Run, name: str) -> None:
+    script, says, shows = FAILURES[name]
+    failed = Failure.of(run(failure(shell(script))))
+    assert says in failed.message
+    assert shows in failed.traceback
+    assert shows not in failed.message
+    assert "Traceback" not in failed.message
 
 
 def test_what_cannot_be_started_is_told(run: Run, tmp_path: Path) -> None:
@@ -193,9 +204,9 @@ def test_the_tail_of_standard_error_is_kept_while_it_floods(run: Run) -> None:
     async def main() -> None:
         with pytest.raises(CommandFailed) as failed:
             await shell(script).run(None, context())
-        assert str(failed.value).endswith("0123456789\n0the cause")
-        assert len(str(failed.value)) < 1000
+        assert str(failed.value).endswith("ended with exit status 1")
         [note] = failed.value.__notes__
+        assert note.endswith("0123456789\n0the cause")
         assert 4000 < len(note) < 4200
 
     run(main())
@@ -343,11 +354,12 @@ async def test_a_program_that_appears_late_loses_no_task(rig: Rig, tmp_path: Pat
 async def test_failures_are_dead_letters_that_tell_why(rig: Rig) -> None:
     agent = shell("echo no model here >&2; exit 3")
     async with rig.worker(app_of(agent, retries=1)), rig.client() as client:
-        with pytest.raises(TaskFailed, match="exit status 3: no model here") as failed:
+        with pytest.raises(TaskFailed, match=r"exit status 3$") as failed:
             await client.run("command", None, timeout=30)
         assert (failed.value.reason, failed.value.error_type) == ("exhausted", "CommandFailed")
         record = record_of((await rig.dead())[0])
         assert (record.attempts, record.error_type) == (2, "CommandFailed")
+        assert str(record.traceback).endswith("standard error ended with: no model here\n")
 
 
 async def test_a_timeout_frees_the_slot(rig: Rig, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.gateways import API, NOWHERE, Door, door, is_problem, started, status
 from tests.integration.test_dead_letters import Moody
 from tests.rig import PATIENCE, Rig, eventually
 
-from warren import Context, Warren
+from warren import CommandAgent, Context, Warren
 from warren.store import Store
 from warren.store_keys import Keys
 
@@ -107,6 +107,34 @@ async def test_ten_requests_of_a_hundred_tasks_from_five_users(rig: Rig, store_u
         task_ids = [item["task_id"] for answer in answers for item in answer.json()["tasks"]]
         assert len(set(task_ids)) == 1000
     assert (rig.settings.prefetch, crowd.peak) == (200, 200)
+
+
+async def test_what_a_program_prints_is_for_operators(rig: Rig, store_url: str) -> None:
+    """A tenant learns how it ended, wherever it looks; the traceback of an operator has the output."""
+    app, listening = Warren(), asyncio.Event()
+    script = "read payload; echo the $payload is swordfish >&2; exit 3"
+
+    class Waits(CommandAgent):
+        async def run(self, payload: Any, ctx: Context) -> Any:
+            await listening.wait()
+            return await super().run(payload, ctx)
+
+    app.register("program", lambda: Waits(["/bin/sh", "-c", script]), retries=1)
+    async with front_of(rig, store_url) as front, rig.worker(app, store_url=store_url):
+        tenant, operator = await front.caller("ann"), await front.caller("op", "operator")
+        task_id = await submit(tenant, "password", agent_type="program")
+        seen = []
+        async with asyncio.timeout(PATIENCE):
+            async for name, data in stream(tenant, task_id):
+                seen.append((name, data))
+                listening.set()
+        assert [name for name, _ in seen][-2:] == ["retrying", "outcome"]
+        told = [seen, *[(await tenant.get(f"{API}/tasks{at}")).json() for at in ("", f"/{task_id}")]]
+        for one in told:
+            assert "exit status 3" in str(one)
+            assert "swordfish" not in str(one)
+        found = (await operator.get(f"{API}/tasks/{task_id}")).json()
+        assert found["traceback"].endswith('standard error ended with: the "password" is swordfish\n')
 
 
 async def test_submits_go_on_while_the_broker_is_away(rig: Rig, store_url: str) -> None:

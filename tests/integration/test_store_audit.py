@@ -24,7 +24,7 @@ from warren.store_control import Board
 from warren.store_dead import DeadIndex, Filter
 from warren.store_keys import Keys
 from warren.store_letters import Letters
-from warren.store_replay import Plan
+from warren.store_plan import Plan
 from warren.store_schedules import Schedule, Schedules
 from warren.store_schema import audit, keys, pauses, replays, schedules, tasks
 from warren.wire import new_id

@@ -21,7 +21,8 @@ from warren.store import Store
 from warren.store_dead import DeadIndex, Filter
 from warren.store_letters import Letter, Letters
 from warren.store_outbox import Parcel
-from warren.store_replay import Fresh, Outcomes, Plan, Replay, Replays
+from warren.store_plan import Plan
+from warren.store_replay import Fresh, Outcomes, Replay, Replays
 from warren.store_schema import replays, tasks
 from warren.wire import new_id
 
@@ -320,3 +321,53 @@ async def test_which_replay_is_meant(store: Store) -> None:
         await begin(store, Plan())
     with pytest.raises(ConfigurationError, match="these do"):
         await resumable(store, "0")
+
+
+UNREADABLE = {
+    "no_json": b"{",
+    "no_object": b"1",
+    "nothing": b"{}",
+    "of_a_newer_version": {"pace": "slow"},
+    "a_rate_of_nothing": {"rate": 0},
+    "a_rate_in_words": {"rate": "fast"},
+    "no_filter": {"wanted": 1},
+    "a_filter_of_a_newer_version": {"wanted": {"colour": "red"}},
+    "no_id": {"wanted": {"task_id": "x"}},
+    "a_negative_count": {"selected": -1},
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_a_plan_that_cannot_be_read_is_shown_and_not_carried_out(store: Store, name: str) -> None:
+    await Letters(store).take_in([dead()])
+    replay, other = await begin(store, Plan()), await begin(store, Plan(rate=7))
+    [row] = await execute(store, select(replays.c.plan).where(replays.c.replay_id == replay.replay_id))
+    broken = UNREADABLE[name]
+    raw = broken if isinstance(broken, bytes) else to_json(json.loads(row["plan"]) | broken)
+    await execute(store, update(replays).values(plan=raw).where(replays.c.replay_id == replay.replay_id))
+    shown = await Replays(store).get(replay.replay_id)
+    assert (shown.plan, shown.selected, shown.status) == (None, 0, "stopped")
+    assert shown.reason.startswith("its plan in the store cannot be read: ")
+    assert {one.replay_id for one in await Replays(store).find("")} == {replay.replay_id, other.replay_id}
+    with pytest.raises(ConfigurationError, match="cannot be carried out: its plan in the store cannot be"):
+        await resumable(store, replay.replay_id)
+    with pytest.raises(ConfigurationError, match="cannot be carried out"):
+        Replaying(store, Settings(), shown)
+    assert not await Replays(store).concerns(shown, "greet")
+    assert (await resumable(store, other.replay_id)).plan == Plan(rate=7)
+
+
+async def test_a_status_that_is_not_known_counts_as_stopped(store: Store) -> None:
+    replay = await begin(store, Plan())
+    await execute(store, update(replays).values(status="resting"))
+    assert (await Replays(store).get(replay.replay_id)).status == "stopped"
+    assert (await resumable(store, replay.replay_id)).plan == Plan()
+
+
+async def test_an_edit_that_is_no_json_leaves_a_replay_as_it_is(store: Store) -> None:
+    replay = await begin(store, Plan(edit="1"))
+    raw = Plan(edit="{").written(0)
+    await execute(store, update(replays).values(plan=raw))
+    with pytest.raises(ConfigurationError, match="the edit is not JSON"):
+        await resumable(store, replay.replay_id)
+    assert (await Replays(store).get(replay.replay_id)).status == "paused"

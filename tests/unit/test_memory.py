@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from pydantic import BaseModel
 from tests.memories import LIMIT, forgetful
 
 from warren.errors import StepError
 from warren.memory import Memory
+from warren.store_ledger import Claim
 from warren_schemas import Task
+
+
+class Reading(BaseModel):
+    """A model that makes null of NaN where nothing tells it otherwise."""
+
+    degrees: float
 
 
 @pytest.fixture
@@ -66,6 +75,29 @@ async def test_values_that_are_no_json_or_too_large(memory: Memory) -> None:
         await memory.step("b", lambda: "x" * LIMIT)
     with pytest.raises(StepError, match="the checkpoint is no JSON"):
         await memory.checkpoint(object())
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"a": [float("inf")]}, Reading(degrees=float("nan"))])
+async def test_nan_is_no_null(memory: Memory, value: Any) -> None:
+    with pytest.raises(StepError, match="step 'measure' is no JSON: NaN and Infinity are no JSON numbers"):
+        await memory.step("measure", lambda: value)
+    with pytest.raises(StepError, match="the checkpoint is no JSON: NaN"):
+        await memory.checkpoint(value)
+    assert memory.state is None
+    assert await memory.step("told", lambda: "NaN or Infinity") == "NaN or Infinity"
+
+
+@pytest.mark.parametrize("raw", [b"{", b"", b"NaN", b"\xff"])
+async def test_what_a_person_wrote_into_the_store_fails_the_task_with_its_name(
+    memory: Memory, raw: bytes
+) -> None:
+    memory.take_over(Claim(1, 0, steps={"fetch": raw}, checkpoint=raw))
+    with pytest.raises(StepError, match=r"step 'fetch' in the store is no JSON: .*--from-scratch"):
+        await memory.step("fetch", lambda: 1)
+    with pytest.raises(StepError, match="the checkpoint in the store is no JSON"):
+        print(memory.state)
+    await memory.checkpoint(1)
+    assert memory.state == 1
 
 
 async def test_the_state_is_what_was_last_remembered(memory: Memory) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -49,8 +49,11 @@ NO_TELEMETRY: Final[TelemetryConfig] = {
 }
 
 
-def create_app(backend: Backend, *, is_local: bool) -> FastAPI:
-    """The gateway over a backend. `is_local`: it listens on a loopback address, and has no other name."""
+def create_app(backend: Backend, connections: Callable[[], int], *, is_local: bool) -> FastAPI:
+    """The gateway over a backend. `connections` gives how many are open.
+
+    `is_local`: it listens on a loopback address, and has no other name.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -75,12 +78,12 @@ def create_app(backend: Backend, *, is_local: bool) -> FastAPI:
         app.add_exception_handler(error, answer)
     for topic in (probes, sessions, home, submissions, tasks, streams, agents, dead_letters, schedules, keys):
         app.include_router(topic.router)
-    _wrap(app, backend, is_local=is_local)
+    _wrap(app, backend, connections, is_local=is_local)
     _describe(app)
     return app
 
 
-def _wrap(app: FastAPI, backend: Backend, *, is_local: bool) -> None:
+def _wrap(app: FastAPI, backend: Backend, connections: Callable[[], int], *, is_local: bool) -> None:
     """Build the walls; the last one is the outermost."""
     settings = backend.settings
     app.add_middleware(
@@ -100,7 +103,7 @@ def _wrap(app: FastAPI, backend: Backend, *, is_local: bool) -> None:
     if is_local:
         app.add_middleware(Hosts, names=LOOPBACK_NAMES)
     app.add_middleware(Texts)
-    app.add_middleware(Answers)
+    app.add_middleware(Answers, connections=connections)
 
 
 def _describe(app: FastAPI) -> None:

@@ -19,7 +19,8 @@ from warren.gateway.problems import ProblemError, not_found, problems, unfit
 from warren.gateway.rules import API
 from warren.gateway.texts import Text
 from warren.store_dead import DeadIndex, Filter, Position
-from warren.store_replay import Outcomes, Plan, Replay, Replays
+from warren.store_plan import Plan
+from warren.store_replay import Outcomes, Replay, Replays
 from warren.times import moment
 from warren_schemas import Reason
 from warren_schemas.values import AgentType

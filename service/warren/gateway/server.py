@@ -42,7 +42,7 @@ class Gateway:
     def __init__(self, backend: Backend, listening: socket.socket, *, is_local: bool) -> None:
         self._backend, self._socket = backend, listening
         config = uvicorn.Config(
-            create_app(backend, is_local=is_local),
+            create_app(backend, self._connections, is_local=is_local),
             log_config=None,
             forwarded_allow_ips=backend.settings.gateway_trusted_proxies,
             access_log=False,  # addresses may hold what nobody is to read
@@ -53,6 +53,9 @@ class Gateway:
             timeout_graceful_shutdown=GRACE,
         )
         self._server = _Server(config)
+
+    def _connections(self) -> int:
+        return len(self._server.server_state.connections)
 
     @property
     def address(self) -> str:

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from warren.descriptors import room_for_streams
 from warren.gateway.auth import Caller
 from warren.gateway.bounds import Aside, check_bounds
 from warren.gateway.problems import ProblemError, later, problem_of
@@ -44,10 +45,15 @@ LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class Answers:
-    """The outermost wall: every answer has the security headers, and every error is a problem."""
+    """The outermost wall: every answer has the security headers, and every error is a problem.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `connections` gives how many connections are open. From as many on as streams may take, a connection is
+    closed after its answer: idle ones would keep the descriptors that probes and other users need.
+    """
+
+    def __init__(self, app: ASGIApp, connections: Callable[[], int]) -> None:
         self._app, self._refusals = app, Refusals()
+        self._connections, self._room = connections, room_for_streams()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -63,6 +69,8 @@ class Answers:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                if self._connections() >= self._room:
+                    headers["Connection"] = "close"
             await send(message)
 
         incoming = _Incoming(scope, receive)
