@@ -132,7 +132,9 @@ def test_postgresql_takes_what_hosting_companies_give() -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("amqp://a,b,c/", r"several hosts \(a, b, c\)"),
+        ("amqp://a,,c/", "an empty host in its list"),
+        ("amqp://a,b:5672,/", "an empty host in its list"),
+        ("amqp://a, b/", "between two hosts stands a comma alone"),
         ("amqp://a/?cafil=x", "unknown parameter 'cafil': do you mean 'cafile'"),
         ("amqp://a/?cafile=x", "needs TLS: write amqps://"),
         ("amqps://a/?keyfile=x", "no certfile"),
