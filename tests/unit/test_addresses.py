@@ -30,6 +30,7 @@ PLACES = [
     "amqp://shop:{}@rabbit:5672/vh",
     "postgresql://shop:{}@db:5432/warren?sslmode=disable",
     "amqp://shop:{}@rabbit",
+    "amqp://shop:{}@rabbit1:5672,rabbit2,[::1]:5673/vh",
 ]
 
 
@@ -113,6 +114,14 @@ def test_an_address_is_taken_apart() -> None:
     assert address.parameters == {"cafile": "/ca.pem", "auth": "external"}
     assert amqp_address("amqp://rabbit").path == amqp_address("amqp://rabbit/").path == "/"
     assert amqp_address(address.at("127.0.0.1", 1).url).hosts == (Host("127.0.0.1", 1),)
+
+
+def test_an_address_names_several_brokers() -> None:
+    address = amqp_address("amqp://shop:pw@a:5672,b,[::1]:5673,10.0.0.7/vh?heartbeat=5")
+    assert address.hosts == (Host("a", 5672), Host("b"), Host("::1", 5673), Host("10.0.0.7"))
+    assert (address.user, address.password, address.path) == ("shop", "pw", "vh")
+    assert amqp_address(address.url) == address
+    assert repr(address) == "amqp://shop:***@a:5672,b,[::1]:5673,10.0.0.7/vh?heartbeat=5"
 
 
 def test_postgresql_takes_what_hosting_companies_give() -> None:
