@@ -27,7 +27,7 @@ from warren.bus_errors import LOST, translate
 from warren.bus_hosts import Server
 from warren.bus_outage import Rarely
 from warren.bus_tls import tls_context
-from warren.errors import AccessRefused, BrokerUnavailable, ConfigurationError, NotDeclared
+from warren.errors import AccessRefused, BrokerError, BrokerUnavailable, ConfigurationError, NotDeclared
 from warren.loops import cancellations, is_cancelled
 from warren.settings import Settings, without_password
 from warren.topology import Profile, Topology, profile_for
@@ -162,7 +162,7 @@ class Connection:
     async def open_for_ever(self) -> None:
         """Connect, and try again until it works. Raises only what cannot heal (ConfigurationError)."""
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type((BrokerUnavailable, AccessRefused)),
+            retry=retry_if_exception_type(BrokerError),  # also what vanishes while `on_open` declares it
             wait=wait_random_exponential(multiplier=FIRST_PAUSE, max=self.settings.reconnect_max_delay),
             before_sleep=self._tell,
         )
