@@ -61,6 +61,10 @@ _HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s]*)(?::(?P<por
 _ENCODED: Final = "write each of `/ ? # @ % :` in a user or password percent-encoded: %2F %3F %23 %40 %25 %3A"
 
 
+_NO_HOST: Final = "names no host: it must look like amqp://user:password@host:5672/vhost"
+_EMPTY_HOST: Final = "has an empty host in its list: write host1:5672,host2:5672 with one comma between two"
+
+
 @dataclass(frozen=True)
 class Host:
     """One server. Without a port it is the protocol's."""
@@ -99,18 +103,15 @@ class Address:
 
 
 def amqp_address(url: str, setting: str = AMQP_SETTING) -> Address:
-    """The address of a broker; `path` is the virtual host.
+    """The address of a broker, with one host or several (`a:5672,b,c`); `path` is the virtual host.
 
     Raises ConfigurationError that names the setting, the address without its password, and the way out.
     """
     address = _Parser(url, setting, "amqp://user:password@host:5672/vhost or amqps://…").parse(
         ("amqp", "amqps"), _AMQP
     )
-    if len(address.hosts) > 1:
-        names = ", ".join(host.name for host in address.hosts)
-        raise _wrong(url, setting, f"names several hosts ({names}): name one, or a load balancer before them")
-    if not address.hosts[0].name:
-        raise _wrong(url, setting, "names no host: it must look like amqp://user:password@host:5672/vhost")
+    if not all(host.name for host in address.hosts):
+        raise _wrong(url, setting, _NO_HOST if len(address.hosts) == 1 else _EMPTY_HOST)
     given = [name for name in _ONLY_TLS if name in address.parameters]
     if given and address.scheme == "amqp":
         raise _wrong(url, setting, f"has {given[0]}, which needs TLS: write amqps:// (its port is 5671)")
@@ -203,7 +204,8 @@ class _Parser:
             raise self._wrong(f"must look like {self._example}")
         if re.search(r"[\x00-\x20\x7f]", self._url):
             raise self._wrong(
-                "holds a space or a control character: write it percent-encoded, a space as %20"
+                "holds a space or a control character: write it percent-encoded, a space as %20; "
+                "between two hosts stands a comma alone"
             )
         if "%00" in self._url:
             raise self._wrong("holds %00, a NUL, which no server takes: take it out")

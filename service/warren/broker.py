@@ -22,7 +22,7 @@ __all__ = ["Broker", "PrivateNode", "ensure", "locate", "stop"]
 
 NOT_RUNNING = (
     "No broker: WARREN_AMQP_URL is not set, and no broker of ours runs on this machine. "
-    "Set WARREN_AMQP_URL=amqp://user:password@host:5672, or start one here with `warren up` "
+    "Set WARREN_AMQP_URL=amqp://user:password@host:5672 (or host1,host2), or start one here with `warren up` "
     "or `warren broker start`."
 )
 NOT_INSTALLED = (

@@ -1,4 +1,4 @@
-"""The way to the broker: a supervised connection, outgoing messages, and the translation of errors.
+"""The way to the broker: a supervised connection, and outgoing messages.
 
 Only the modules named `bus…` know aio-pika and aiormq. Channels are aiormq's own: they carry twice the
 messages a second of the objects above them.
@@ -8,56 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import aio_pika
 import structlog
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.channel import Channel
-from aiormq.connection import Connection as Link
-from aiormq.exceptions import (
-    AMQPError,
-    ChannelAccessRefused,
-    ChannelInvalidStateError,
-    ChannelNotFoundEntity,
-    ChannelPreconditionFailed,
-    ConnectionNotAllowed,
-    InvalidFrameError,
-    ProbableAuthenticationError,
-)
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
-from yarl import URL
 
 from warren import bus_lenient
-from warren.addresses import Address, amqp_address
+from warren.addresses import amqp_address
+from warren.bus_connect import Dialler
+from warren.bus_errors import LOST, translate
+from warren.bus_hosts import Server
 from warren.bus_outage import Rarely
-from warren.bus_tls import tls_context, what_tls_refused
-from warren.errors import AccessRefused, BrokerUnavailable, ConfigurationError, NotDeclared, QueueMismatch
+from warren.bus_tls import tls_context
+from warren.errors import AccessRefused, BrokerError, BrokerUnavailable, ConfigurationError, NotDeclared
 from warren.loops import cancellations, is_cancelled
 from warren.settings import Settings, without_password
 from warren.topology import Profile, Topology, profile_for
 
 bus_lenient.install()
-# No limit to the frames that wait to be written: aiormq never wakes up whoever waits for room in this buffer
-# when the connection is lost, and a publish or an acknowledgement would stay there, holding its channel.
-Link.FRAME_BUFFER_SIZE = 0
-# aiormq gives a silent peer up after this many times (heartbeat + 1) seconds. With its own 3 and the usual
-# heartbeats a cut that no packet tells of would hold everything up for minutes.
-Link.HEARTBEAT_GRACE_MULTIPLIER = 1.5  # type: ignore[assignment]
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 Headers = dict[str, Any]
-# What a channel or connection that goes away throws at its users. RuntimeError is aiormq's "…closed" on a
-# connection, StopAsyncIteration and EOFError come from its reader when the peer closes between two frames or
-# inside one. CancelledError is told apart from a real one by `is_cancelled`.
-LOST = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError, StopAsyncIteration, EOFError)
 
 FIRST_PAUSE = 0.2  # seconds, the ceiling of the first wait before a reconnect
 SHORT_LIFE = 5.0  # seconds: a connection that was lost sooner counts as one that never lasts
@@ -65,12 +45,6 @@ SHORT_LIFE = 5.0  # seconds: a connection that was lost sooner counts as one tha
 # own 10, every three messages take a turn of the event loop and an acknowledgement of their own, and a
 # third of a worker's processor.
 FRAME_BUFFER = 600
-
-_MISMATCH = re.compile(
-    r"inequivalent arg '(?P<argument>[^']+)' for (?:queue|exchange) '(?P<name>[^']+)'.*?: received "
-    r"(?:the value )?'?(?P<wanted>[^']*?)'?(?: of type '\w+')? but current is "
-    r"(?:the value )?'?(?P<found>[^']*?)'?(?: of type '\w+')?$"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,71 +71,10 @@ class QueueState(NamedTuple):
     consumers: int
 
 
-def translate(error: BaseException, url: str) -> Exception:
-    """The error of ours that says what a failed connection attempt or declaration means."""
-    address = amqp_address(url)
-    where, user = without_password(url), address.user or "guest"
-    match error:
-        case ChannelPreconditionFailed() if found := _MISMATCH.search(str(error)):
-            return QueueMismatch(found["name"], found["argument"], found["wanted"], found["found"])
-        case ProbableAuthenticationError():
-            return AccessRefused(f"{where} refuses user {user!r}: wrong password or unknown user")
-        case ChannelAccessRefused():
-            return AccessRefused(f"{where}: user {user!r} lacks a permission: {error}")
-        case ChannelNotFoundEntity():
-            return NotDeclared(f"{where}: {error}: a worker declares it when it starts")
-        case ConnectionNotAllowed():
-            return AccessRefused(f"{where} refuses user {user!r}: {error}")
-        case InvalidFrameError() if "Connection.OpenOk" in str(error):
-            # aiormq drops the broker's words here; only these make Connection.Open fail.
-            return AccessRefused(
-                f"{where} refuses virtual host {address.path!r} to user {user!r}: "
-                "it does not exist, or the user has no permission for it, or its connection limit is reached"
-            )
-        case TimeoutError():
-            return BrokerUnavailable(f"{where} does not answer")
-    if isinstance(error, LOST):
-        return BrokerUnavailable(f"{where} is not reachable: {_told(error)}")
-    raise error
-
-
-def _told(error: BaseException) -> str:
-    if isinstance(error, StopAsyncIteration | EOFError):
-        return "it closed the connection early, as a load balancer without a live broker does"
-    return str(error) or type(error).__name__
-
-
-def not_reachable(error: Exception, url: str) -> Exception:
-    """The error of ours for a connection attempt that failed, with any error at all.
-
-    What answers there may be no broker, and its bytes can make the libraries raise anything.
-    """
-    if isinstance(error, (*LOST, TimeoutError)):
-        return translate(error, url)
-    return BrokerUnavailable(
-        f"{without_password(url)} does not answer as a broker does: {type(error).__name__}: {error}"
-    )
-
-
 def _heard(ended: asyncio.Task[Any]) -> None:
     """Take note of a task's error: asyncio complains about those that are not looked at."""
     if not ended.cancelled():
         ended.exception()
-
-
-def why_closed(channel: AbstractChannel) -> BaseException | None:
-    """What the broker said when it closed the channel; aiormq may only throw a CancelledError."""
-    error: BaseException | None = getattr(channel, "_close_exception", None)
-    return error
-
-
-def _library_url(address: Address, settings: Settings) -> URL:
-    """The address as aiormq reads it, which knows no other way to be told a heartbeat."""
-    options = {"heartbeat": str(settings.amqp_heartbeat)}
-    options |= {
-        name: address.parameters[name] for name in ("heartbeat", "auth") if name in address.parameters
-    }
-    return URL(replace(address, parameters=options).url, encoded=True)
 
 
 class Connection:
@@ -180,6 +93,8 @@ class Connection:
     ) -> None:
         self.settings, self.url, self.name = settings, url, name
         self._address = amqp_address(url)
+        self._dialler = Dialler(url, settings, name)
+        self._server: Server | None = None
         self._on_open = on_open
         self._link: AbstractConnection | None = None
         self._outer: aio_pika.abc.AbstractConnection | None = None
@@ -198,6 +113,11 @@ class Connection:
         return self._ready.is_set()
 
     @property
+    def server(self) -> Server | None:
+        """The server that we are, or were last, connected to."""
+        return self._server
+
+    @property
     def version(self) -> str:
         """The version of the broker that we are, or were last, connected to."""
         return str(self._server_properties.get("version", "0.0"))
@@ -208,23 +128,19 @@ class Connection:
         return self._profile
 
     async def open(self) -> None:
-        """Connect once.
+        """Connect once, to the first server of the address that takes us.
 
         Raises BrokerUnavailable, AccessRefused, ConfigurationError for certificates that cannot be read, or
         what `on_open` raises.
         """
-        outer = aio_pika.Connection(
-            _library_url(self._address, self.settings),
-            ssl_context=await self._tls(),
-            client_properties={"connection_name": self.name},
-        )
-        if server_name := self._address.parameters.get("server_name"):
-            outer.kwargs["server_hostname"] = server_name  # asyncio's name for it
+        self._server, outer = await self._dialler.dial(await self._tls())
         try:
-            await self._open(outer)
+            self._take(outer)
+            if self._on_open is not None:
+                await self._on_open(self)
         except BaseException:
             self._link = None
-            await outer.close()  # also one that never connected: its destructor would make noise
+            await outer.close()
             raise
         self._opened_at = asyncio.get_running_loop().time()
         self.reconnects += 1
@@ -239,34 +155,29 @@ class Connection:
                 raise
             raise BrokerUnavailable(str(error)) from error  # they worked before: they may again
 
-    async def _open(self, outer: aio_pika.Connection) -> None:
-        before = cancellations()
-        try:
-            await outer.connect(timeout=self.settings.connect_timeout)
-        except Exception as error:
-            if is_cancelled(before):  # lost when both come at once (`asyncio.wait_for` of Python 3.11)
-                raise asyncio.CancelledError from error
-            if self._address.scheme == "amqps" and (refused := what_tls_refused(error)):
-                raise BrokerUnavailable(f"{without_password(self.url)}: {refused}") from error
-            raise not_reachable(error, self.url) from error
-        if outer.transport is None:
-            raise BrokerUnavailable(f"{without_password(self.url)} closed the connection at once")
+    def _take(self, outer: aio_pika.Connection) -> None:
+        assert outer.transport is not None
         self._outer, self._link = outer, outer.transport.connection
         self._server_properties = dict(self._link.server_properties or {})
         self._profile = profile_for(self.version, self.settings)
-        if self._on_open is not None:
-            await self._on_open(self)
+
+    async def examine(self) -> tuple[Sequence[Server], Sequence[Exception]]:
+        """Try every server of the address once: those that take us, and an error for each that does not."""
+        return await self._dialler.examine(await self._tls())
 
     async def open_for_ever(self) -> None:
         """Connect, and try again until it works. Raises only what cannot heal (ConfigurationError)."""
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type((BrokerUnavailable, AccessRefused)),
+            retry=retry_if_exception_type(BrokerError),  # also what vanishes while `on_open` declares it
             wait=wait_random_exponential(multiplier=FIRST_PAUSE, max=self.settings.reconnect_max_delay),
             before_sleep=self._tell,
         )
         await retrying(self.open)
         self._telling = Rarely()
-        log.info("broker.connected", connection=self.name, broker=without_password(self.url))
+        log.info("broker.connected", connection=self.name, **self._where())
+
+    def _where(self) -> dict[str, str]:
+        return {"broker": without_password(self.url), "server": str(self._server)}
 
     def _tell(self, state: RetryCallState) -> None:
         if not self._telling.is_time(asyncio.get_running_loop().time()):
@@ -289,7 +200,7 @@ class Connection:
                     await self._outer.close()  # lost, it still has to be told; see `open`
             if not self._closing:
                 self._telling.is_time(asyncio.get_running_loop().time())  # now: what follows can wait
-                log.warning("broker.lost", connection=self.name, broker=without_password(self.url))
+                log.warning("broker.lost", connection=self.name, **self._where())
                 await self._pause()
 
     async def _pause(self) -> None:

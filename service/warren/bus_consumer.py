@@ -12,8 +12,9 @@ import structlog
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelInvalidStateError
 
-from warren.bus import LOST, Connection, translate, why_closed
+from warren.bus import Connection
 from warren.bus_delivery import Acknowledgements, Delivery
+from warren.bus_errors import LOST, translate, why_closed
 from warren.errors import AccessRefused, BrokerError, NotDeclared
 from warren.loops import cancellations, is_cancelled
 

@@ -24,7 +24,8 @@ from aiormq.exceptions import PublishError as Returned
 from pamqp.encode import encode_table_value
 from pamqp.header import ContentHeader
 
-from warren.bus import LOST, Connection, Message, why_closed
+from warren.bus import Connection, Message
+from warren.bus_errors import LOST, why_closed
 from warren.errors import (
     AccessRefused,
     BrokerError,

@@ -118,7 +118,7 @@ async def _up(application: Warren, settings: Settings, url: str, *, with_gateway
         await runtime.work(application, settings, url)
 
 
-@cli.command(epilog="Example: WARREN_AMQP_URL=amqp://warren:secret@rabbit.internal/ warren worker tasks:app")
+@cli.command(epilog="Example: WARREN_AMQP_URL=amqp://warren:secret@rabbit1,rabbit2/ warren worker tasks:app")
 def worker(app: APP) -> None:
     """Run a worker. SIGTERM or Ctrl-C drains, a second one releases what still runs at once."""
     settings = read_settings()

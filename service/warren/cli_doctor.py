@@ -46,11 +46,14 @@ def doctor(
         bool, typer.Option("--quiet", "-q", help="Only the exit status: for health checks.")
     ] = False,
 ) -> None:
-    """Examine broker and store: version, permissions, queues. Exit status 1 if anything is wrong."""
+    """Examine broker and store: servers, version, permissions, queues. Exit status 1 if anything is wrong.
+
+    One server of several that is away is shown, and is no fault while another takes connections.
+    """
     settings = read_settings()
     runtime.configure_logging(settings)
     agents = list(runtime.load(app).agents.values()) if app else []
-    findings = runtime.run(_examine(settings, agents))
+    findings = runtime.run(_examine(settings, agents, each_server=not quiet))
     marks = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]·[/]"}
     for finding in [] if quiet else findings:
         out.print(f"{marks[finding.ok]} {escape(finding.text)}", soft_wrap=True, highlight=False)
@@ -58,12 +61,13 @@ def doctor(
         raise typer.Exit(1)
 
 
-async def _examine(settings: Settings, agents: Sequence[AgentSpec]) -> list[Finding]:
+async def _examine(settings: Settings, agents: Sequence[AgentSpec], *, each_server: bool) -> list[Finding]:
     found = broker.locate(settings)
     async with connected(settings, "warren doctor") as (connection, publisher):
         profile = connection.profile
         return [
             Finding(True, f"{found.kind} broker at {without_password(found.url)}"),
+            *(await _servers(connection) if each_server else []),
             Finding(True, f"RabbitMQ {connection.version}, queue profile {profile}"),
             *[Finding(None, f"weaker on this broker: {point}") for point in WEAKER[profile]],
             *await _permissions(connection, publisher, settings),
@@ -72,6 +76,17 @@ async def _examine(settings: Settings, agents: Sequence[AgentSpec]) -> list[Find
             *_timeouts(connection, settings, agents),
             await _store(settings),
         ]
+
+
+async def _servers(connection: Connection) -> list[Finding]:
+    """Each server, where the address has several. One that is away is no fault while another takes us."""
+    good, errors = await connection.examine()
+    if len(good) + len(errors) == 1:
+        return []
+    return [
+        *[Finding(True, f"server {server} takes connections") for server in good],
+        *[Finding(None, f"server {error}; the others are used") for error in errors],
+    ]
 
 
 async def _store(settings: Settings) -> Finding:

@@ -68,9 +68,10 @@ class Client:
             task = await client.submit("summarise", {"url": "https://example.com"})
             summary = await client.run("summarise", {"url": "https://example.com"}, timeout=60)
 
-    The broker is `url`, else `WARREN_AMQP_URL`. Entering raises BrokerNotFound without either,
-    BrokerUnavailable when nothing answers, AccessRefused when the broker refuses us. A connection that is
-    lost later is opened again by itself; publishes wait for it.
+    The broker is `url`, else `WARREN_AMQP_URL`; either names one host or several nodes of one cluster,
+    `amqp://user:password@host1,host2/vhost`, which are tried in random order. Entering raises
+    BrokerNotFound without either, BrokerUnavailable when nothing answers, AccessRefused when the broker
+    refuses us. A connection that is lost later is opened again by itself; publishes wait for it.
     """
 
     def __init__(self, url: str | None = None, *, settings: Settings | None = None) -> None:

@@ -23,6 +23,7 @@ from pydantic import SecretStr
 
 from warren.addresses import amqp_address
 from warren.bus import Connection
+from warren.bus_hosts import Server
 from warren.client import Client
 from warren.demo_agents import AGENT_TYPE, HANGING, RAISING, TIMEOUT
 from warren.demo_evidence import dead, letters_left, records_of, steps_of, two_outcomes
@@ -48,7 +49,6 @@ HEARTBEATS: Final = (30, 1, 30)
 START_TIMEOUT: Final = 60.0  # seconds until all workers have to be heard of
 GOODBYE_TIMEOUT: Final = 5.0  # seconds that the last events of a worker may take to arrive
 PATIENCE: Final = 60.0  # seconds without any new result, after which what is missing is lost
-AMQP_PORT: Final = 5672
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +117,9 @@ def store_in(folder: Path) -> str:
 
 async def _stage(scene: Scene) -> float:
     """Bring everybody on, let the tasks run, and see everybody off. Returns the seconds of the tasks."""
-    [host] = amqp_address(scene.url).hosts
+    server = await _server(scene)
     async with AsyncExitStack() as stack:
-        proxies = [
-            await stack.enter_async_context(TcpProxy(host.name, host.port or AMQP_PORT)) for _ in HEARTBEATS
-        ]
+        proxies = [await stack.enter_async_context(TcpProxy(server.ip, server.port)) for _ in HEARTBEATS]
         client = await stack.enter_async_context(Client(scene.url, settings=scene.settings))
         loops = await stack.enter_async_context(Loops())
         places = [
@@ -140,6 +138,15 @@ async def _stage(scene: Scene) -> float:
         await asyncio.gather(*(worker.stop() for worker in workers))
         await _last_words(scene.watch, workers[1:])
     return seconds
+
+
+async def _server(scene: Scene) -> Server:
+    """A server that takes connections: a proxy stands before one only."""
+    connection = Connection(scene.settings, scene.url, "warren demo")
+    await connection.open()
+    assert connection.server is not None
+    await connection.close()
+    return connection.server
 
 
 async def _all_heard(watch: Watch, workers: list[WorkerProcess]) -> None:

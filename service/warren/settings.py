@@ -36,7 +36,8 @@ class Settings(BaseSettings):
 
     amqp_url: SecretStr | None = Field(
         None,
-        description="The broker, `amqp://user:password@host:port/vhost`, or `amqps://` for TLS with the "
+        description="The broker, `amqp://user:password@host:port/vhost`, or several nodes of one cluster, "
+        "`host1:port,host2,host3`, tried in random order; `amqps://` for TLS with the "
         "parameters `?cafile=&certfile=&keyfile=&server_name_indication=&verify=&auth=`.",
     )
     store_url: SecretStr | None = Field(
@@ -152,7 +153,9 @@ class Settings(BaseSettings):
         default=False,
         description="Make OpenTelemetry traces (extra `otel`); its own OTEL_ variables say where they go.",
     )
-    connect_timeout: float = Field(10, gt=0, description="Time for one attempt to connect.")
+    connect_timeout: float = Field(
+        10, gt=0, description="Time for one attempt to connect to one server; the next has as much again."
+    )
     amqp_heartbeat: int = Field(
         9,
         ge=1,

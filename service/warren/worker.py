@@ -20,7 +20,7 @@ from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
 from warren.control import Control
-from warren.errors import BrokerUnavailable, StoreUnavailable
+from warren.errors import BrokerUnavailable, NotDeclared, StoreUnavailable
 from warren.events import Events
 from warren.fleet import Fleet
 from warren.health import Health
@@ -211,7 +211,7 @@ class Worker:
         """Try the first connection here, so that what cannot heal is raised; the rest is supervised."""
         try:
             await self._consuming.open()
-        except BrokerUnavailable as error:
+        except (BrokerUnavailable, NotDeclared) as error:
             log.warning("broker.awaited", error=str(error))
 
     def _start(self) -> None:

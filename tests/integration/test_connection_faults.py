@@ -18,7 +18,7 @@ from tests.rig import Rig, eventually, publish, task_body
 from warren import Client, Settings, Warren, bus_subscription, upkeep
 from warren.bus import Connection
 from warren.errors import BrokerUnavailable
-from warren.topology import exchanges
+from warren.topology import Binding, Queue, Topology, exchanges
 from warren.worker import Worker
 from warren_schemas import Event
 
@@ -180,6 +180,23 @@ async def test_deleted_exchanges_come_back_with_their_bindings(
         assert b"fail" in letter.body
         await heard.get()
         await eventually(lambda: accepted(rig, rig.names.control, "", {}), "control messages arrive")
+
+
+async def test_an_exchange_that_vanishes_while_a_connection_opens_is_no_end(rig: Rig) -> None:
+    tries = 0
+
+    async def declare(connection: Connection) -> None:
+        nonlocal tries
+        tries += 1
+        queue = Queue(f"{rig.names.control}.test{tries}", exclusive=True)
+        there = rig.names.tasks if tries == 1 else "amq.direct"  # the first is not there (yet, or any more)
+        await connection.declare(Topology((), (queue,), (Binding(there, queue.name, "x"),)))
+
+    connection = Connection(rig.settings, rig.url, "test", declare)
+    async with running(connection.supervise):
+        await eventually(lambda: connection.is_open, "it connects again")
+        assert tries == 2
+    await connection.close()
 
 
 async def accepted(rig: Rig, exchange: str, routing_key: str, body: object) -> bool:

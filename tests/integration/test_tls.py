@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import socket
+import ssl
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from tests.brokers import missing
@@ -109,6 +115,50 @@ async def test_a_broker_that_wants_a_certificate_of_ours(
     for query in (trusted, f"{trusted}&{client(stranger)}"):
         with pytest.raises(BrokerUnavailable, match="certfile=FILE"):
             await connect(f"{broker_url}?{query}")
+
+
+async def test_a_certificate_is_for_the_host_as_it_is_written(
+    broker_url: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the addresses of the host, or several hosts, are tried one by one."""
+    real = socket.getaddrinfo
+    numbers = {"localhost": ["127.0.0.2", "127.0.0.1"], "other.test": ["127.0.0.1"]}
+
+    def resolved(host: str, port: int, *args: Any, **options: Any) -> list[Any]:
+        return [one for name in numbers.get(host, [host]) for one in real(name, port, *args, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    trusted = f"cafile={authority.file}&{client(authority)}"
+    await connect(f"{broker_url}?{trusted}")
+    port = urlsplit(broker_url).port
+    for hosts in (f"other.test:{port},localhost:{port}", f"localhost:{port},other.test:{port}"):
+        await connect(f"{broker_url.replace(f'localhost:{port}', hosts)}?{trusted}")
+    with pytest.raises(BrokerUnavailable, match=r"not trusted: Hostname mismatch.*'other\.test'"):
+        await connect(f"{broker_url.replace('localhost', 'other.test')}?{trusted}")
+
+
+async def test_a_server_that_goes_silent_after_the_tls_handshake_costs_its_time_out(
+    authority: Authority,
+) -> None:
+    """asyncio waits 30 s for the other side's goodbye, where it is not told otherwise."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*authority.issue("server"))
+    over = threading.Event()
+
+    def serve(listening: socket.socket) -> None:
+        with context.wrap_socket(listening.accept()[0], server_side=True):
+            over.wait()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = asyncio.create_task(asyncio.to_thread(serve, listening))
+        url = f"amqps://localhost:{listening.getsockname()[1]}/?cafile={authority.file}"
+        try:
+            async with asyncio.timeout(15):
+                with pytest.raises(BrokerUnavailable, match="does not answer"):
+                    await Connection(Settings(connect_timeout=1), url, "test").open()
+        finally:
+            over.set()
+            await serving
 
 
 @pytest.mark.parametrize("query", ["cafile=/no/ca.pem", "certfile=/no/cert.pem"])

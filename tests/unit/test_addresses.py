@@ -30,6 +30,7 @@ PLACES = [
     "amqp://shop:{}@rabbit:5672/vh",
     "postgresql://shop:{}@db:5432/warren?sslmode=disable",
     "amqp://shop:{}@rabbit",
+    "amqp://shop:{}@rabbit1:5672,rabbit2,[::1]:5673/vh",
 ]
 
 
@@ -115,6 +116,14 @@ def test_an_address_is_taken_apart() -> None:
     assert amqp_address(address.at("127.0.0.1", 1).url).hosts == (Host("127.0.0.1", 1),)
 
 
+def test_an_address_names_several_brokers() -> None:
+    address = amqp_address("amqp://shop:pw@a:5672,b,[::1]:5673,10.0.0.7/vh?heartbeat=5")
+    assert address.hosts == (Host("a", 5672), Host("b"), Host("::1", 5673), Host("10.0.0.7"))
+    assert (address.user, address.password, address.path) == ("shop", "pw", "vh")
+    assert amqp_address(address.url) == address
+    assert repr(address) == "amqp://shop:***@a:5672,b,[::1]:5673,10.0.0.7/vh?heartbeat=5"
+
+
 def test_postgresql_takes_what_hosting_companies_give() -> None:
     address = postgresql_address(
         "postgres://shop:pw@db1,db2:5433/warren?sslmode=verify-full&sslrootcert=/ca.pem"
@@ -132,7 +141,9 @@ def test_postgresql_takes_what_hosting_companies_give() -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("amqp://a,b,c/", r"several hosts \(a, b, c\)"),
+        ("amqp://a,,c/", "an empty host in its list"),
+        ("amqp://a,b:5672,/", "an empty host in its list"),
+        ("amqp://a, b/", "between two hosts stands a comma alone"),
         ("amqp://a/?cafil=x", "unknown parameter 'cafil': do you mean 'cafile'"),
         ("amqp://a/?cafile=x", "needs TLS: write amqps://"),
         ("amqps://a/?keyfile=x", "no certfile"),
