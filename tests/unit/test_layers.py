@@ -20,7 +20,7 @@ SERVICE: Final = Path(warren.__file__).parent
 LAYERS: Final = {
     "leaves": (
         "descriptors", "errors", "settings", "loops", "failure", "threads", "cron", "histogram",
-        "tracing", "times", "addresses", "terminal_text", "isolation", "output",
+        "tracing", "times", "addresses", "terminal_text", "isolation", "output", "pulse",
     ),
     "adapters": ("topology", "bus", "bus_*", "broker", "broker_*", "store", "store_*"),
     "engine": (
