@@ -258,6 +258,7 @@ class Intake:
 
     async def _step_back(self, key: Key, deliveries: Sequence[Delivery]) -> Outcome:
         await self._settler.step_back(key.task_id, deliveries)
+        self._runs.finish(key, Superseded())
         return Superseded()
 
     async def _set_aside(self, key: Key, deliveries: Sequence[Delivery]) -> Outcome:

@@ -14,7 +14,7 @@ import structlog
 from warren.bus_delivery import Delivery
 from warren.execution import Execution
 from warren.memory import Memory
-from warren.outcome import Cancelled, Dead, Outcome, Released, Succeeded
+from warren.outcome import Cancelled, Dead, Outcome, Released, Succeeded, Superseded
 from warren.wire import Key, dispatch_of
 from warren_schemas import Task
 
@@ -134,7 +134,13 @@ class Runs:
             event.set()
 
     def finish(self, key: Key, outcome: Outcome) -> None:
-        """Remember a task that was settled for good; others come again."""
+        """Remember a task that was settled for good; others come again.
+
+        A run that was overtaken gives back what it came with, perhaps the question of another producer: what
+        comes again is no copy that was settled here, even if this worker has finished the task before.
+        """
+        if isinstance(outcome, Superseded):
+            self._finished.pop(key, None)
         if not isinstance(outcome, Succeeded | Dead | Cancelled):
             return
         self._finished[key] = None

@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from warren.ageing import Ageing
 from warren.agents import AgentSpec, Warren, shares
+from warren.answers import Answers
 from warren.breaker import State, Valve
 from warren.bus import Connection
 from warren.bus_consumer import Consumer
@@ -120,14 +121,10 @@ class Worker:
         """Put the parts together. The intake and the lanes are ours, the others run by themselves."""
         ledger = remembering.ledger if remembering else None
         board = remembering.board if remembering else None
+        # A channel of their own, as for events: a refusal closes it.
+        answers = Answers(Publisher(self._publishing), self.settings, self._tracing)
         settler = Settler(
-            self._publisher,
-            self._events,
-            self.settings,
-            self.worker_id,
-            self._declare,
-            ledger,
-            self._tracing,
+            self._publisher, answers, self._events, self.settings, self.worker_id, self._declare, ledger
         )
         control = Control(self._consuming, self._names, self.lanes, self._runs, board)
         self.pool = Pool(self.settings, self._events.tell)
@@ -148,7 +145,7 @@ class Worker:
         self._health = Health(
             self.worker_id, self.lanes, self._runs, self._tally, self.pool, self._events, self._consuming,
             self._publishing, ledger, self.settings,
-            {"commands": control.refusals, "answers": settler.replies.refusals},
+            {"commands": control.refusals, "answers": answers.replies.refusals},
         )  # fmt: skip
         self._fleet = Fleet(self.worker_id, self.lanes, self._events, self._consuming, self.settings)
         return control, ageing, self._health, self._fleet

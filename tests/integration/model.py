@@ -16,6 +16,7 @@ from uuid import UUID
 
 from aiormq import spec
 
+from warren.answers import Answers
 from warren.bus import Message
 from warren.bus_delivery import Delivery
 from warren.memory import Memory
@@ -166,7 +167,9 @@ class ModelWorker:
         publisher, events = cast("Any", self), cast("Any", SimpleNamespace(tell=lambda *_, **__: None))
         self.runs, self.channel = Runs(), Channel(self._broker)
         self._takeover = Takeover(self.ledger, SETTINGS, lambda _: False, Pulse(NEVER), _nobody_hears)
-        self._settler = Settler(publisher, events, SETTINGS, self.name, _no_declare, self.ledger)
+        self._settler = Settler(
+            publisher, Answers(publisher, SETTINGS), events, SETTINGS, self.name, _no_declare, self.ledger
+        )
         self._outbox = Outbox(self.ledger)
         self._relay = Relay(self._outbox, publisher, cast("Any", None), SETTINGS)
 
