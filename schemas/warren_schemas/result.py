@@ -46,7 +46,10 @@ class ResultError(Message):
 
 
 class Result(Message):
-    """The end of a task. The JSON body of a message to the task's `reply_to`, with its `correlation_id`."""
+    """The end of a task. The JSON body of a message to the task's `reply_to`, with its `correlation_id`.
+
+    It arrives at least once: `task_id` tells a second copy.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": _EXAMPLES})
 

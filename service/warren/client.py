@@ -10,20 +10,20 @@ from typing import Any, Final, Self
 from uuid import UUID, uuid4
 
 import structlog
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from warren.bus import Connection, Message
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
 from warren.bus_subscription import Subscription
+from warren.client_answers import Awaited
 from warren.client_control import Cancellation, ClientControl
 from warren.client_store import ClientStore
 from warren.client_tasks import body_of, make_task
 from warren.errors import (
     BrokerError,
     BrokerNotFound,
-    InvalidResult,
     MessageTooLarge,
     PublishTimeout,
     QueueFull,
@@ -34,7 +34,6 @@ from warren.errors import (
     WarrenError,
 )
 from warren.event_reader import EventReader
-from warren.failure import what_does_not_fit
 from warren.loops import Loops
 from warren.refusals import Refusals
 from warren.settings import Settings
@@ -91,7 +90,7 @@ class Client:
             f"{self._names.replies}{name}",
             {"x-queue-type": "classic", "x-expires": REPLIES_EXPIRE},
         )
-        self._results: dict[str, asyncio.Future[Result]] = {}
+        self._awaited = Awaited()
         self._opening = asyncio.Lock()
         self._store = ClientStore(self.settings)
         self._control = ClientControl(self._store, self._publisher, self.settings)
@@ -180,18 +179,16 @@ class Client:
         return result.result
 
     async def result_of(self, task: Task) -> Result:
-        """Submit the task and await its `Result`, whatever its status. A full queue is waited for."""
+        """Submit the task and await its `Result`, whatever its status. A full queue is waited for.
+
+        Answers arrive at least once; a second one, or one that comes when nobody waits any more, is dropped.
+        """
         await self._listen()
-        new: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        future = self._results.setdefault(str(task.task_id), new)
-        try:
+        with self._awaited.result_of(str(task.task_id)) as future:
             accepted = await self._accept_patiently(task, self._replies.name)
             if accepted.task_id != task.task_id:
                 return await self._store.result_of(accepted)  # who submitted it first gets the answer
             return await self._first(future)
-        finally:
-            if future is new:
-                del self._results[str(task.task_id)]
 
     async def _first(self, future: asyncio.Future[Result]) -> Result:
         """The result, or the error of the loop that should have brought it."""
@@ -378,27 +375,12 @@ class Client:
                 consumer = Consumer(
                     self._consuming,
                     self._replies.name,
-                    self._on_reply,
+                    self._awaited.take,
                     lambda: self._consuming.declare(wanted),
                 )
                 consumer.want(REPLIES_PREFETCH)
                 self._loops.start("replies", consumer.run())
                 self._answers = consumer
-
-    def _on_reply(self, delivery: Delivery) -> None:
-        try:
-            result = Result.model_validate_json(delivery.body)
-        except ValidationError as error:
-            told = what_does_not_fit(error)
-            log.warning("result.unreadable", error=told)
-            future = self._results.get(str(delivery.properties.correlation_id))
-            if future is not None and not future.done():
-                future.set_exception(InvalidResult(f"the answer is no result that can be read: {told}"))
-        else:
-            future = self._results.get(str(result.task_id))
-            if future is not None and not future.done():
-                future.set_result(result)
-        delivery.ack()
 
 
 __all__: Sequence[str] = ("Cancellation", "Client", "Submission", "make_task")

@@ -18,8 +18,9 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from warren.bus import Connection, Message
 from warren.bus_delivery import Delivery
+from warren.bus_publisher import Publisher
 from warren.bus_subscription import Subscription
-from warren.errors import StoreRefused, StoreUnavailable
+from warren.errors import BrokerError, StoreRefused, StoreUnavailable
 from warren.failure import what_does_not_fit
 from warren.lanes import Lane
 from warren.refusals import Refusals
@@ -40,19 +41,23 @@ REMEMBERED: Final = 100_000  # cancelled tasks that a worker knows of; the store
 # that the store has.
 TOLD: Final = 10_000
 LARGEST: Final = 4 * KIB  # bytes of a command
+ASKING: Final = 1.0  # seconds that a question to the other workers may take
 
 
 class Command(BaseModel):
-    """A message on the control exchange: one of these with its subject."""
+    """A message on the control exchange: one of these with its subject.
+
+    `watch` is from worker to worker: the one that runs the task is to give signs of life in its row.
+    """
 
     version: Literal[1] = 1
-    action: Literal["cancel", "pause", "resume"]
+    action: Literal["cancel", "pause", "resume", "watch"]
     task_id: UUID | None = None
     agent_type: AgentType | None = None
 
     @model_validator(mode="after")
     def _has_its_subject(self) -> Self:
-        if (self.task_id if self.action == "cancel" else self.agent_type) is None:
+        if (self.task_id if self.action in {"cancel", "watch"} else self.agent_type) is None:
             raise ValueError(f"{self.action} of nothing")
         return self
 
@@ -66,6 +71,16 @@ def control_message(command: Command, names: Names) -> Message:
         message_id=str(new_id()),
         mandatory=False,
     )
+
+
+async def ask_for_signs(publisher: Publisher, names: Names, task_id: UUID) -> None:
+    """Ask whichever worker runs a task for signs of life. One that cannot be reached gives them by itself."""
+    try:
+        await publisher.publish(
+            control_message(Command(action="watch", task_id=task_id), names), timeout=ASKING
+        )
+    except BrokerError as error:
+        log.info("task.unasked", task_id=str(task_id), error=str(error))
 
 
 class Control:
@@ -130,6 +145,8 @@ class Control:
         match command:
             case Command(action="cancel", task_id=UUID() as task_id):
                 self._cancel(task_id, self._told, TOLD)
+            case Command(action="watch", task_id=UUID() as task_id):
+                self._runs.watch(task_id)
             case Command(action="pause" | "resume" as action, agent_type=str(agent_type)):
                 self._set_paused(agent_type, paused=action == "pause")
 

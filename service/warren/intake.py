@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from typing import Any, Final
-from uuid import UUID
 
 import structlog
 
@@ -23,10 +22,11 @@ from warren.failure import Failure
 from warren.lanes import Lane, Slots
 from warren.loops import forget_cancellations, is_cancelled
 from warren.memory import Memory
-from warren.outcome import SHUTDOWN, Cancelled, Dead, Outcome, Released, Succeeded, Superseded
+from warren.outcome import SHUTDOWN, TAKEN_BACK, Cancelled, Dead, Outcome, Released, Succeeded, Superseded
 from warren.pool import Pool
+from warren.pulse import Pulse
 from warren.records import begun, unwritable
-from warren.runs import Run, Runs
+from warren.runs import Run, Runs, released
 from warren.settings import Settings
 from warren.settle import Settler
 from warren.store_ledger import Entry, Ledger, Verdict
@@ -55,14 +55,15 @@ class Intake:
         tally: Tally,
         settler: Settler,
         ledger: Ledger | None,
-        is_unwanted: Callable[[UUID], bool],
+        takeover: Takeover | None,
         pool: Pool,
+        pulse: Pulse,
         tracing: Tracing | None = None,
     ) -> None:
         self._tracing, self._names = tracing, Names(settings.namespace)
         self._worker_id, self._settings, self._runs, self._tally = worker_id, settings, runs, tally
         self._settler, self._ledger, self._pool = settler, ledger, pool
-        self._takeover = Takeover(ledger, settings, is_unwanted) if ledger is not None else None
+        self._takeover, self._pulse = takeover, pulse
         self._handlers: set[asyncio.Task[None]] = set()
         self._freight = Freight(settings.max_bytes_in_flight)
         self._failed: dict[Delivery, Run] = {}
@@ -221,10 +222,9 @@ class Intake:
         """Run the task, if it is to be run, and settle it."""
         if self._takeover is None or not self._takeover.concerns(run):
             run.outcome = await self._outcome_of(run, lane.slots)
-            # A span is to last as long as the settling does.
-            if self._tracing is None and self._settler.waits_for_the_ledger_alone(
-                run.outcome, run.deliveries
-            ):
+            # A span is to last as long as the settling does; what is recorded already needs no commit.
+            needs_nothing_else = self._tracing is None and not run.is_recorded
+            if needs_nothing_else and self._settler.waits_for_the_ledger_alone(run.outcome, run.deliveries):
                 self._commit(run, lane)
             else:
                 await self._settle(run, lane)
@@ -258,6 +258,7 @@ class Intake:
 
     async def _step_back(self, key: Key, deliveries: Sequence[Delivery]) -> Outcome:
         await self._settler.step_back(key.task_id, deliveries)
+        self._runs.finish(key, Superseded())
         return Superseded()
 
     async def _set_aside(self, key: Key, deliveries: Sequence[Delivery]) -> Outcome:
@@ -301,7 +302,13 @@ class Intake:
     def _new_run(self, key: Key, task: Task, lane: Lane, delivery: Delivery) -> Run:
         handler = asyncio.current_task()
         assert handler is not None
-        memory = Memory(self._ledger, begun(task, key, self._worker_id), self._settings.max_result_bytes)
+        memory = Memory(
+            self._ledger,
+            begun(task, key, self._worker_id),
+            self._settings.max_result_bytes,
+            self._pulse,
+            lambda: run.is_adrift,
+        )
         execution = Execution(
             task=task,
             spec=lane.spec,
@@ -318,7 +325,8 @@ class Intake:
             span=nullcontext if self._tracing is None else self._tracing.attempt,
             body=delivery.body,
         )
-        return Run(key, task, [delivery], execution, memory, handler)
+        run = Run(key, task, [delivery], execution, memory, handler)
+        return run
 
     async def _outcome_of(self, run: Run, slots: Slots) -> Outcome:
         """Run the task in one of its lane's slots.
@@ -330,13 +338,24 @@ class Intake:
             await slots.acquire()
         except asyncio.CancelledError:
             forget_cancellations()
-            return Released(run.execution.attempts, tried=False, probe=False, reason=SHUTDOWN)
+            return released(run, SHUTDOWN)
         run.began = time.monotonic()
         try:
-            return await run.execution.run()
+            # With an outcome, a cancellation comes too late, and a copy waits until it is settled.
+            run.outcome = await self._no_longer_ours(run) or await run.execution.run()
+            await run.memory.at_rest()
+            return run.outcome
         finally:
             run.began = None
             slots.release()
+
+    async def _no_longer_ours(self, run: Run) -> Outcome | None:
+        """The outcome of a task that went to another worker while it waited here for its slot, or None."""
+        if run.is_taken_back:
+            return released(run, TAKEN_BACK)
+        if self._takeover is None or not run.memory.stood_still:
+            return None
+        return await self._takeover.look_again(run)
 
     async def _refuse(self, lane: Lane, delivery: Delivery, error: InvalidTask) -> None:
         now = datetime.now(UTC)

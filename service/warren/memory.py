@@ -12,6 +12,7 @@ from pydantic_core import from_json
 
 from warren.errors import StepError
 from warren.json_type import JsonType
+from warren.pulse import Pulse
 from warren.store_columns import clean
 from warren.store_ledger import Claim, Entry, Ledger
 
@@ -26,13 +27,27 @@ class Memory:
 
     `run` carries the identity of the run, its fence above all. `limit` is in bytes of JSON. `has_row` says
     that the ledger has, or is being given, a row which says that the task runs.
+
+    The store is asked before the first effect: a run without a fence takes one, and with it what others
+    have remembered. One that others may have overtaken, because this process stood still (`pulse`) or its
+    message was taken back (`is_adrift`), asks whether its fence is still the newest. A run that remembers
+    nothing asks for nothing.
     """
 
-    def __init__(self, ledger: Ledger | None, run: Entry, limit: int) -> None:
+    def __init__(
+        self,
+        ledger: Ledger | None,
+        run: Entry,
+        limit: int,
+        pulse: Pulse | None = None,
+        is_adrift: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.run = run
         self.limit = limit
         self.has_row = False
-        self._ledger = ledger
+        self._ledger, self._pulse, self._is_adrift = ledger, pulse, is_adrift
+        self._stalls = self._stalls_so_far()
+        self._claiming: asyncio.Task[Claim] | None = None
         self._steps: dict[str, bytes] = {}
         self._state: bytes | None = None
         self._writing: dict[str, asyncio.Task[bytes]] = {}
@@ -62,7 +77,8 @@ class Memory:
     async def begin(self, name: str) -> bool:
         """Begin a step. True: what it returned is remembered already, and its function is not to run.
 
-        Raises StepError for a name that cannot be used, or was used in this attempt.
+        Raises StepError for a name that cannot be used, or was used in this attempt; FenceLost when the
+        task is another run's, or has ended.
         """
         if not 0 < len(name) <= NAME_LENGTH:
             raise StepError(f"a step's name has 1 to {NAME_LENGTH} characters, not {len(name)}")
@@ -71,9 +87,46 @@ class Memory:
         if name in self._used:
             raise StepError(f"the step {name!r} was used twice in one run: each needs a name of its own")
         self._used.add(name)
+        await self._hold()
         if name in self._writing:
             await asyncio.shield(self._writing[name])
         return name in self._steps
+
+    @property
+    def stood_still(self) -> bool:
+        """Whether this process stood still since the store last said that the task is this run's."""
+        return self._stalls_so_far() != self._stalls
+
+    def _stalls_so_far(self) -> int:
+        return 0 if self._pulse is None else self._pulse.stalls
+
+    async def _hold(self) -> None:
+        """Have the store say that the task is this run's. Raises FenceLost."""
+        if self._ledger is None:
+            return
+        stalls = self._stalls_so_far()
+        if self.run.fence == 0:
+            await self._claim(self._ledger)
+        elif stalls != self._stalls or self._is_adrift():
+            await self._ledger.confirm(self.run)
+        self._stalls = stalls
+
+    async def _claim(self, ledger: Ledger) -> None:
+        """Take a fence. It goes on when the attempt is cancelled: the end of the run has to carry it."""
+        if self._claiming is None:
+            self._claiming = asyncio.create_task(ledger.begin(self.run), name=f"claim {self.run.task_id}")
+            self._claiming.add_done_callback(self._claimed)
+        await asyncio.shield(self._claiming)
+
+    def _claimed(self, claiming: asyncio.Task[Claim]) -> None:
+        self._claiming = None
+        if not claiming.cancelled() and claiming.exception() is None:
+            self.take_over(claiming.result())
+
+    async def at_rest(self) -> None:
+        """Wait for a fence that is still being taken: the end of the run has to carry it."""
+        if self._claiming is not None:
+            await asyncio.wait({self._claiming})
 
     async def keep(self, name: str, value: Any) -> None:
         """Remember what the function of a step returned. Raises StepError or FenceLost."""
@@ -89,7 +142,6 @@ class Memory:
         if self._ledger is None:
             self._steps[name] = value
             return
-        self.has_row = True
         writing = asyncio.create_task(self._ledger.remember(self.run, name, value), name=f"step {name}")
         self._writing[name] = writing
         writing.add_done_callback(lambda written: self._remembered(name, written))
@@ -104,7 +156,7 @@ class Memory:
         """Remember free-form progress, instead of what was there before. Raises StepError or FenceLost."""
         kept = self._as_json(state, "the checkpoint")
         if self._ledger is not None:
-            self.has_row = True
+            await self._hold()
             await self._ledger.checkpoint(self.run, kept)
         self._state = kept
 

@@ -11,6 +11,8 @@ from warren_schemas import Reason
 
 BREAKER_OPEN: Final = "breaker open"
 SHUTDOWN: Final = "shutdown"
+RUNS_ELSEWHERE: Final = "runs elsewhere"
+TAKEN_BACK: Final = "taken back by the broker"
 
 
 @dataclass(frozen=True, slots=True)

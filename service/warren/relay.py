@@ -14,9 +14,9 @@ from warren.bus_publisher import Publisher
 from warren.errors import BrokerError, MessageRefused, QueueFull, StoreRefused, Unroutable
 from warren.failure import Failure, message_of, what_does_not_fit
 from warren.loops import GrowingPause
+from warren.publishing import publish_lightly
 from warren.replies import Replies
 from warren.settings import Settings
-from warren.settle import publish_lightly
 from warren.store_outbox import Due, Outbox
 from warren.topology import Names
 from warren.wire import due_message, result_message, undelivered_body

@@ -95,24 +95,24 @@ class Remembering:
 
 
 async def note_long(runs: Runs, ledger: Ledger) -> None:
-    """Write down which runs take long, and which go on without their message, for ever.
+    """Write down which runs take long, and give signs of life of those that others have a copy of, for ever.
 
     The broker gives what it has taken back to another worker, which has to know that this one lives.
     """
     while True:
         await asyncio.sleep(LOOK)
-        adrift = [run for run in runs if run.is_adrift]
+        contested = [run for run in runs if run.is_adrift or (run.is_watched and run.began is not None)]
         long = [
             run.memory
-            for run in {*runs.running_since(time.monotonic() - LONG), *adrift}
+            for run in {*runs.running_since(time.monotonic() - LONG), *contested}
             if not run.memory.has_row
         ]
         for memory in long:
             memory.has_row = True  # at once: a run that is released meanwhile has to say so in its row
         if long:
             await ledger.note_running([memory.run for memory in long])
-        if adrift:
-            await ledger.sign_of_life([run.memory.run for run in adrift])
+        if contested:
+            await ledger.sign_of_life([run.memory.run for run in contested])
 
 
 def _tell(state: RetryCallState) -> None:

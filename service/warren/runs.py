@@ -14,7 +14,7 @@ import structlog
 from warren.bus_delivery import Delivery
 from warren.execution import Execution
 from warren.memory import Memory
-from warren.outcome import Cancelled, Dead, Outcome, Succeeded
+from warren.outcome import Cancelled, Dead, Outcome, Released, Succeeded, Superseded
 from warren.wire import Key, dispatch_of
 from warren_schemas import Task
 
@@ -31,8 +31,9 @@ class Run:
 
     `is_recorded`: its outcome stands in the ledger already. `is_foreign`: the row of its id is another's, and
     is left alone. `is_cancelled`: it is not wanted any more. `is_again`: this worker failed to handle it
-    before. `handler` is the asyncio task that runs and settles it; cancelling it before there is an outcome
-    releases the task. `began` is when it got its slot (monotonic seconds), None while it has none.
+    before. `is_watched`: another worker has a copy of it, and asked whether this run lives. `handler` is the
+    asyncio task that runs and settles it; cancelling it before there is an outcome releases the task. `began`
+    is when it got its slot (monotonic seconds), None while it has none.
     """
 
     key: Key
@@ -45,6 +46,7 @@ class Run:
     is_foreign: bool = False
     is_cancelled: bool = False
     is_again: bool = False
+    is_watched: bool = False
     began: float | None = None
     outcome: Outcome | None = None
 
@@ -59,9 +61,19 @@ class Run:
         return self.began is not None and not all(delivery.is_live for delivery in self.deliveries)
 
     @property
+    def is_taken_back(self) -> bool:
+        """Whether the broker delivers every message of it again, to whichever worker comes first."""
+        return all(not delivery.is_live and delivery.comes_back for delivery in self.deliveries)
+
+    @property
     def is_idle(self) -> bool:
         """Whether no attempt runs: the task waits for a slot, for its time or for its next attempt."""
         return self.outcome is None and not self.execution.attempting
+
+
+def released(run: Run, reason: str) -> Released:
+    """The outcome of a run whose agent did not begin."""
+    return Released(run.execution.attempts, tried=False, probe=False, reason=reason)
 
 
 class Runs:
@@ -122,7 +134,13 @@ class Runs:
             event.set()
 
     def finish(self, key: Key, outcome: Outcome) -> None:
-        """Remember a task that was settled for good; others come again."""
+        """Remember a task that was settled for good; others come again.
+
+        A run that was overtaken gives back what it came with, perhaps the question of another producer: what
+        comes again is no copy that was settled here, even if this worker has finished the task before.
+        """
+        if isinstance(outcome, Superseded):
+            self._finished.pop(key, None)
         if not isinstance(outcome, Succeeded | Dead | Cancelled):
             return
         self._finished[key] = None
@@ -158,6 +176,12 @@ class Runs:
             if run.key.task_id == task_id and run.outcome is None and not run.is_cancelled:
                 run.is_cancelled = True
                 run.handler.cancel()
+
+    def watch(self, task_id: UUID) -> None:
+        """Another worker has a copy of this task, and waits for signs of life."""
+        for run in self:
+            if run.key.task_id == task_id:
+                run.is_watched = True
 
     def running_since(self, moment: float) -> list[Run]:
         """Those that got their slot before this moment (monotonic seconds) and have no outcome yet."""

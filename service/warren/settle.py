@@ -5,24 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
-from typing import Final
 from uuid import UUID
 
 import structlog
 from pydantic import JsonValue
 
+from warren.answers import Answers
 from warren.bus import Message
 from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
 from warren.errors import (
-    AccessRefused,
     BrokerError,
     FenceLost,
-    HeadersTooLarge,
     MessageRefused,
-    PublishTimeout,
     QueueFull,
     StoreRefused,
     Unroutable,
@@ -40,13 +36,12 @@ from warren.outcome import (
     Succeeded,
     Superseded,
 )
+from warren.publishing import LONGEST_PAUSE, PAUSE, publish_patiently
 from warren.records import ended, setback, unwritable
-from warren.replies import Replies
 from warren.settings import Settings
 from warren.store_ledger import Entry, Ledger, Verdict
 from warren.store_outbox import Outbox
 from warren.topology import Names
-from warren.tracing import Tracing, carried_context
 from warren.wire import (
     LAST_IN_LINE,
     again,
@@ -55,34 +50,12 @@ from warren.wire import (
     dead_message,
     failed_body,
     id_of_what_is_no_task,
-    lightened,
     parcel_of,
     result_body,
-    result_message,
-    undelivered_body,
 )
-from warren_schemas import REPUBLISHED, State, Task
+from warren_schemas import State, Task
 
 log = structlog.get_logger(__name__)
-
-# Seconds between attempts to publish what must not be lost: at first, and at most.
-PAUSE: Final = 0.5
-LONGEST_PAUSE: Final = 15.0
-
-
-async def publish_lightly(publisher: Publisher, message: Message) -> None:
-    """Publish, without what a producer added to the headers if they do not fit into a frame.
-
-    Raises what `Publisher.publish` raises.
-    """
-    try:
-        await publisher.publish(message)
-    except HeadersTooLarge as error:
-        light = lightened(message)
-        if light.headers == message.headers:
-            raise
-        log.warning("headers.left_out", message_id=message.message_id, error=str(error))
-        await publisher.publish(light)
 
 
 class Settler:
@@ -94,18 +67,18 @@ class Settler:
     def __init__(
         self,
         publisher: Publisher,
+        answers: Answers,
         events: Events,
         settings: Settings,
         worker_id: str,
         declare: Callable[[], Awaitable[None]],
         ledger: Ledger | None,
-        tracing: Tracing | None = None,
     ) -> None:
-        self._ledger, self._tracing = ledger, tracing
+        self._ledger = ledger
         self._outbox = Outbox(ledger) if ledger is not None else None
-        self._publisher, self._events, self._declare = publisher, events, declare
+        self._publisher, self._answers = publisher, answers
+        self._events, self._declare = events, declare
         self._settings, self._worker_id = settings, worker_id
-        self.replies = Replies(settings)
         self._names = Names(settings.namespace)
 
     async def settle(
@@ -187,19 +160,19 @@ class Settler:
     async def _succeed(self, task: Task, outcome: Succeeded, deliveries: Sequence[Delivery]) -> None:
         if any(delivery.properties.reply_to for delivery in deliveries):  # most want no answer
             result = result_body(task, outcome.result, outcome.attempts)
-            await self._answer(task.task_id, result, outcome.attempts, deliveries)
+            await self._answers.send(task.task_id, result, outcome.attempts, deliveries)
         if self._settings.task_events:
             self.tell(task, "succeeded", {"attempts": outcome.attempts})
 
     async def _die(self, task: Task, dead: Dead, deliveries: Sequence[Delivery]) -> None:
         await self._bury(task.agent_type, dead, deliveries[0])
-        await self._answer(task.task_id, failed_body(task, dead), dead.attempts, deliveries)
+        await self._answers.send(task.task_id, failed_body(task, dead), dead.attempts, deliveries)
         details: dict[str, JsonValue] = {"attempts": dead.attempts, "error": dead.failure.error_type}
         self.tell(task, "dead", details, dead.reason)
 
     async def _tell_cancelled(self, task: Task, cancelled: Cancelled, deliveries: Sequence[Delivery]) -> None:
         body = cancelled_body(task.task_id, cancelled.attempts)
-        await self._answer(task.task_id, body, cancelled.attempts, deliveries)
+        await self._answers.send(task.task_id, body, cancelled.attempts, deliveries)
         self.tell(task, "cancelled", {"attempts": cancelled.attempts})
 
     async def _release(
@@ -289,7 +262,7 @@ class Settler:
         await self._bury(agent_type, dead, delivery)
         if delivery.properties.reply_to:
             task_id = id_of_what_is_no_task(delivery)
-            await self._answer(task_id, dead_body(task_id, dead), dead.attempts, [delivery])
+            await self._answers.send(task_id, dead_body(task_id, dead), dead.attempts, [delivery])
         log.warning("task.invalid", agent_type=agent_type, error=dead.failure.message)
         self._events.tell(
             "task",
@@ -346,31 +319,6 @@ class Settler:
             log.error("dead_letter.refused", message_id=letter.message_id, error=str(error), **record)
             await delivery.reject()
 
-    async def _answer(
-        self, task_id: UUID, result: bytes, attempts: int, deliveries: Sequence[Delivery]
-    ) -> None:
-        """Send the result to each queue that was named and is allowed, once.
-
-        Where the broker does not carry it, an error is sent in its place: silence would be waited for.
-        """
-        wanted = {
-            (delivery.properties.reply_to, delivery.properties.correlation_id)
-            for delivery in tuple(deliveries)
-            if delivery.properties.reply_to and self.replies.allow(delivery.properties.reply_to)
-        }
-        headers = carried_context(deliveries[0].headers) | (self._tracing.here() if self._tracing else {})
-        for reply_to, correlation_id in wanted:
-            answer = result_message(result, task_id, reply_to or "", correlation_id, headers)
-            try:
-                try:
-                    await self.publish_patiently(answer, unless=AccessRefused)
-                except MessageRefused as error:
-                    log.warning("result.refused", task_id=str(task_id), reply_to=reply_to, error=str(error))
-                    apology = undelivered_body(task_id, attempts, str(error))
-                    await self.publish_patiently(replace(answer, body=apology), unless=AccessRefused)
-            except (Unroutable, QueueFull, MessageRefused, AccessRefused) as error:
-                log.warning("result.unwanted", task_id=str(task_id), reply_to=reply_to, error=str(error))
-
     async def publish_surely(self, message: Message) -> None:
         """Publish, whatever it takes: queues that were deleted are declared again.
 
@@ -388,20 +336,9 @@ class Settler:
                 log.warning("declare.waits", error=str(error))
             await asyncio.sleep(pauses.failed())
 
-    async def publish_patiently(self, message: Message, *, unless: type[BrokerError] = QueueFull) -> None:
+    async def publish_patiently(self, message: Message) -> None:
         """Publish, waiting for a broker that is away, blocked or refuses us for the time being.
 
-        Headers of a producer that do not fit are left out. Raises QueueFull, Unroutable, MessageRefused, and
-        the error that `unless` names.
+        Raises QueueFull, Unroutable and MessageRefused.
         """
-        pauses = GrowingPause(PAUSE, LONGEST_PAUSE)
-        while True:
-            try:
-                return await publish_lightly(self._publisher, message)
-            except (QueueFull, Unroutable, MessageRefused, unless):
-                raise
-            except BrokerError as error:
-                log.warning("publish.waits", message_id=message.message_id, error=str(error))
-                if isinstance(error, PublishTimeout):
-                    message = replace(message, headers={**message.headers, REPUBLISHED: True})
-            await asyncio.sleep(pauses.failed())
+        await publish_patiently(self._publisher, message)

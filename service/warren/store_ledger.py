@@ -195,6 +195,26 @@ class Ledger(PatientStore):
 
         return await self.surely(act)
 
+    async def begin(self, run: Entry) -> Claim:
+        """Take a fence for a first run that is about to remember something.
+
+        No message said that anybody ran the task before. If the row does, the task is not this run's: it has
+        ended, or it is another's, whose own message sees to it should that one have died. Raises FenceLost
+        then, and nothing is changed.
+        """
+
+        def act(connection: Connection) -> Claim:
+            row = self._locked(connection, run.task_id) or self._first(connection, run.task_id, _owner(run))
+            if not _is_free(row, run):
+                raise _lost(row, run)
+            return self._take(connection, row, run.life, 0, crashed=False)
+
+        return await self.surely(act)
+
+    async def confirm(self, run: Entry) -> None:
+        """Ask whether the fence of a run is still the newest. Raises FenceLost for an overtaken one."""
+        await self.surely(lambda connection: self.hold(connection, run))
+
     def _introduce(self, connection: Connection, task_id: UUID, agent_type: str, user_id: str) -> None:
         connection.execute(
             tasks.update().where(tasks.c.task_id == task_id).values(agent_type=agent_type, user_id=user_id)
@@ -401,24 +421,35 @@ class Ledger(PatientStore):
 
     def hold(self, connection: Connection, run: Entry) -> None:
         """Lock the run's row, or make it. Raises FenceLost unless the fence is still this run's."""
-        row = self._locked(connection, run.task_id)
-        if row is None:
-            first = {"life": run.life, "agent_type": run.agent_type, "user_id": run.user_id}
-            row = self._first(connection, run.task_id, first)
-        if not _is_held(row, run):
-            raise FenceLost(
-                f"task {run.task_id} was taken over (fence {row['fence']}, ours is {run.fence}): "
-                "this run must stop"
-            )
+        row = self._locked(connection, run.task_id) or self._first(connection, run.task_id, _owner(run))
+        if row["fence"] != run.fence or not _is_of_its_task(row, run):
+            raise _lost(row, run)
 
 
-def _is_held(row: dict[str, Any], run: Entry) -> bool:
-    """Whether the row is still this run's to change."""
+def _owner(run: Entry) -> dict[str, Any]:
+    """What a first row says of the run that makes it."""
+    return {name: getattr(run, name) for name in ("life", "agent_type", "user_id", "worker_id")}
+
+
+def _is_of_its_task(row: dict[str, Any], run: Entry) -> bool:
+    """Whether the row is of the life that the run is of, and that has not ended."""
     return (
-        row["fence"] == run.fence
-        and row["life"] == run.life
+        row["life"] == run.life
         and row["status"] not in FINAL
         and not is_foreign(row["agent_type"], row["user_id"], run.agent_type, run.user_id)
+    )
+
+
+def _is_free(row: dict[str, Any], run: Entry) -> bool:
+    """Whether a first run may take the row: no other run is at it, and no later message is under way."""
+    is_its_own = row["worker_id"] == run.worker_id and row["fence"] == run.fence
+    return _is_of_its_task(row, run) and row["dispatch"] == 0 and (row["status"] != RUNNING or is_its_own)
+
+
+def _lost(row: dict[str, Any], run: Entry) -> FenceLost:
+    return FenceLost(
+        f"task {run.task_id} was taken over or has ended (status {row['status']}, fence {row['fence']}; "
+        f"ours is {run.fence}): this run must stop"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Final
@@ -12,12 +12,13 @@ from uuid import UUID
 import structlog
 
 from warren.bus_delivery import Delivery
-from warren.errors import StoreRefused
+from warren.errors import FenceLost, StoreRefused
 from warren.failure import Failure
 from warren.loops import forget_cancellations, is_cancelled
-from warren.outcome import SHUTDOWN, Dead, Outcome, Released, Stale
+from warren.outcome import RUNS_ELSEWHERE, SHUTDOWN, Dead, Outcome, Stale, Superseded
+from warren.pulse import Pulse
 from warren.records import kept, unwritable
-from warren.runs import Run
+from warren.runs import Run, released
 from warren.settings import Settings
 from warren.store_ledger import Ledger
 from warren.wire import attempts_of, dispatch_of
@@ -25,7 +26,6 @@ from warren_schemas import REPLAY
 
 log = structlog.get_logger(__name__)
 
-RUNS_ELSEWHERE: Final = "runs elsewhere"
 # Seconds: between two looks for a sign of life of another worker, until one without any counts as dead, and
 # until a copy whose task is still running goes back to its queue.
 LOOK: Final = 0.5
@@ -34,15 +34,31 @@ LONGEST_WATCH: Final = 30.0
 
 
 class Takeover:
-    """The look-ups of one worker, and its lane for suspects."""
+    """The look-ups of one worker, and its lane for suspects.
 
-    def __init__(self, ledger: Ledger, settings: Settings, is_cancelled: Callable[[UUID], bool]) -> None:
+    `ask(task_id)` has the worker that runs a task give signs of life for it, if it can be reached.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        settings: Settings,
+        is_cancelled: Callable[[UUID], bool],
+        pulse: Pulse,
+        ask: Callable[[UUID], Awaitable[None]],
+    ) -> None:
         self._ledger, self._settings, self._is_cancelled = ledger, settings, is_cancelled
+        self._pulse, self._ask = pulse, ask
         self._alone = asyncio.Semaphore(1)
 
     def concerns(self, run: Run) -> bool:
         """Whether the task has to be looked up before it runs; most need not, and pay nothing."""
-        return run.is_again or _may_have_run(run.deliveries[0]) or self._is_cancelled(run.key.task_id)
+        return (
+            run.is_again
+            or _may_have_run(run.deliveries[0])
+            or self._pulse.is_suspicious
+            or self._is_cancelled(run.key.task_id)
+        )
 
     @asynccontextmanager
     async def admitted(self, run: Run) -> AsyncIterator[Outcome | None]:
@@ -60,34 +76,59 @@ class Takeover:
                 if not is_cancelled(since=0):
                     raise
                 forget_cancellations()
-                outcome = Released(run.execution.attempts, tried=False, probe=False, reason=SHUTDOWN)
+                outcome = released(run, SHUTDOWN)
             yield outcome
 
     async def _admit(self, run: Run, alone: AsyncExitStack) -> Outcome | None:
         if not self.concerns(run):
             return None
         delivery = run.deliveries[0]
-        if delivery.may_be_second_copy and await self._still_runs_elsewhere(run):
-            return Released(run.execution.attempts, tried=False, probe=False, reason=RUNS_ELSEWHERE)
+        may_run_elsewhere = delivery.may_be_second_copy or self._pulse.is_suspicious
+        if may_run_elsewhere and await self._still_runs_elsewhere(run):
+            return released(run, RUNS_ELSEWHERE)
         if delivery.may_be_second_copy and await self._is_last_chance(run.key.task_id, delivery):
             await alone.enter_async_context(self._alone)
         return await self._claim(run, crashed=delivery.was_dropped)
 
-    async def _still_runs_elsewhere(self, run: Run) -> bool:
-        """Whether the worker that began this task still runs it, and only its message was taken back.
+    async def look_again(self, run: Run) -> Outcome | None:
+        """Look up a task that waited for its slot while this worker stood still, as if it had just arrived.
 
-        Then that run wins, and this copy waits for its end here, or goes back to its queue after a while.
-        Such a worker gives a sign of life each second; silence is measured on our own clock.
+        Gives the outcome of one that must not run any more, or None.
+        """
+        try:
+            if run.memory.run.fence:
+                await self._ledger.confirm(run.memory.run)
+                return None
+            if await self._still_runs_elsewhere(run):
+                return released(run, RUNS_ELSEWHERE)
+            return await self._claim(run, crashed=False)
+        except FenceLost:
+            return Superseded()
+        except asyncio.CancelledError:
+            if not is_cancelled(since=0):
+                raise
+            forget_cancellations()
+            return released(run, SHUTDOWN)
+
+    async def _still_runs_elsewhere(self, run: Run) -> bool:
+        """Whether another worker that lives runs this task.
+
+        Then that run wins, and this copy waits for its end here, or goes back to its queue after a while; at
+        once where the broker has taken it back already. A worker whose message was taken back, or that was
+        asked, gives a sign of life each second; silence is measured on our own clock.
         """
         seen = await self._ledger.running_elsewhere(run.key.task_id, run.key.replay)
         if seen is None:
             return False
         run.is_recorded = True  # the row is another's: nothing that ends this wait may write into it
         log.info("task.watched", task_id=str(run.key.task_id))
+        await self._ask(run.key.task_id)
         loop = asyncio.get_running_loop()
         gives_up_at, silent_at = loop.time() + LONGEST_WATCH, loop.time() + SILENCE
         while loop.time() < min(gives_up_at, silent_at):
             await asyncio.sleep(LOOK)
+            if run.is_taken_back:
+                return True
             sign = await self._ledger.running_elsewhere(run.key.task_id, run.key.replay)
             if sign is None:
                 break

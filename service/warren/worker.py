@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -14,12 +15,13 @@ from pydantic import JsonValue
 
 from warren.ageing import Ageing
 from warren.agents import AgentSpec, Warren, shares
+from warren.answers import Answers
 from warren.breaker import State, Valve
 from warren.bus import Connection
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
-from warren.control import Control
+from warren.control import Control, ask_for_signs
 from warren.errors import BrokerUnavailable, NotDeclared, StoreUnavailable
 from warren.events import Events
 from warren.fleet import Fleet
@@ -28,12 +30,15 @@ from warren.intake import Intake
 from warren.lanes import Lane, Slots
 from warren.loops import Loops
 from warren.pool import Pool
+from warren.pulse import Pulse
 from warren.remembering import Remembering, note_long
 from warren.runs import Runs
 from warren.scheduler import warn_of_the_unscheduled
 from warren.settings import Settings
 from warren.settle import Settler
 from warren.sharing import Sharing
+from warren.store_ledger import Ledger
+from warren.takeover import Takeover
 from warren.tally import Tally, Totals
 from warren.topology import Names, too_long_for, topology
 from warren.tracing import Tracing
@@ -66,6 +71,8 @@ class Worker:
         self._publisher = Publisher(self._publishing)
         self.lanes: dict[str, Lane] = {}
         self._runs = Runs()
+        # The broker takes the messages of a worker back that was silent for so long (RabbitMQ, Heartbeats).
+        self._pulse = Pulse(settings.amqp_heartbeat)
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._fleet: Fleet | None = None
@@ -114,14 +121,10 @@ class Worker:
         """Put the parts together. The intake and the lanes are ours, the others run by themselves."""
         ledger = remembering.ledger if remembering else None
         board = remembering.board if remembering else None
+        # A channel of their own, as for events: a refusal closes it.
+        answers = Answers(Publisher(self._publishing), self.settings, self._tracing)
         settler = Settler(
-            self._publisher,
-            self._events,
-            self.settings,
-            self.worker_id,
-            self._declare,
-            ledger,
-            self._tracing,
+            self._publisher, answers, self._events, self.settings, self.worker_id, self._declare, ledger
         )
         control = Control(self._consuming, self._names, self.lanes, self._runs, board)
         self.pool = Pool(self.settings, self._events.tell)
@@ -132,8 +135,9 @@ class Worker:
             self._tally,
             settler,
             ledger,
-            control.is_cancelled,
+            None if ledger is None else self._takeover(ledger, control),
             self.pool,
+            self._pulse,
             self._tracing,
         )
         self.lanes.update((name, self._lane(spec)) for name, spec in self._app.agents.items())
@@ -141,14 +145,20 @@ class Worker:
         self._health = Health(
             self.worker_id, self.lanes, self._runs, self._tally, self.pool, self._events, self._consuming,
             self._publishing, ledger, self.settings,
-            {"commands": control.refusals, "answers": settler.replies.refusals},
+            {"commands": control.refusals, "answers": answers.replies.refusals},
         )  # fmt: skip
         self._fleet = Fleet(self.worker_id, self.lanes, self._events, self._consuming, self.settings)
         return control, ageing, self._health, self._fleet
 
+    def _takeover(self, ledger: Ledger, control: Control) -> Takeover:
+        # A channel of its own, as for events.
+        ask = partial(ask_for_signs, Publisher(self._publishing), self._names)
+        return Takeover(ledger, self.settings, control.is_cancelled, self._pulse, ask)
+
     def _start_loops(
         self, loops: Loops, control: Control, ageing: Ageing, health: Health, fleet: Fleet
     ) -> None:
+        loops.start("pulse", self._pulse.run())
         loops.start("publishing connection", self._publishing.supervise())
         loops.start("consuming connection", self._consuming.supervise())
         loops.start("events", self._events.run())

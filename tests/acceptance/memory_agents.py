@@ -30,6 +30,16 @@ async def stepper(work: Work, ctx: Context) -> list[int]:
     return result
 
 
+@app.agent("walker")
+async def walker(work: Work, ctx: Context) -> None:
+    """Two steps that are effects, and a gate between them."""
+    for step in ("first", "second"):
+        await ctx.step(step, note, work.model_copy(update={"name": f"{work.name}/{step}"}), "effect", ctx)
+        while work.gate is not None and not work.gate.exists():  # noqa: ASYNC110 - a file has no event
+            await asyncio.sleep(GLANCE)
+    note(work, "end", ctx)
+
+
 @app.agent("killer")
 async def killer(work: Work, ctx: Context) -> None:
     """Kills its own process, as a crash of an extension module would."""
@@ -50,3 +60,9 @@ async def slow_killer(work: Work, ctx: Context) -> None:
 crowd = Warren()
 crowd.agent("gated", concurrency=199)(gated)
 crowd.agent("killer", concurrency=1)(killer)
+
+# All places of a worker for one agent type.
+only_walker = Warren()
+only_walker.agent("walker")(walker)
+only_gated = Warren()
+only_gated.agent("gated")(gated)

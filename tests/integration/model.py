@@ -16,10 +16,12 @@ from uuid import UUID
 
 from aiormq import spec
 
+from warren.answers import Answers
 from warren.bus import Message
 from warren.bus_delivery import Delivery
 from warren.memory import Memory
 from warren.outcome import Outcome
+from warren.pulse import Pulse
 from warren.records import begun
 from warren.relay import Relay
 from warren.runs import Run, Runs
@@ -33,6 +35,7 @@ from warren.wire import Key, attempts_of, decode, dispatch_of, key_of
 
 # Whoever is killed so often is innocent here.
 SETTINGS = Settings(namespace="model", crash_limit=1_000_000)
+NEVER = float("inf")  # seconds: no worker of the model stands still
 
 Death = Literal["never", "before publishing", "after publishing", "before acknowledging"]
 
@@ -163,8 +166,10 @@ class ModelWorker:
     def _start(self) -> None:
         publisher, events = cast("Any", self), cast("Any", SimpleNamespace(tell=lambda *_, **__: None))
         self.runs, self.channel = Runs(), Channel(self._broker)
-        self._takeover = Takeover(self.ledger, SETTINGS, lambda _: False)
-        self._settler = Settler(publisher, events, SETTINGS, self.name, _no_declare, self.ledger)
+        self._takeover = Takeover(self.ledger, SETTINGS, lambda _: False, Pulse(NEVER), _nobody_hears)
+        self._settler = Settler(
+            publisher, Answers(publisher, SETTINGS), events, SETTINGS, self.name, _no_declare, self.ledger
+        )
         self._outbox = Outbox(self.ledger)
         self._relay = Relay(self._outbox, publisher, cast("Any", None), SETTINGS)
 
@@ -237,6 +242,10 @@ class ModelWorker:
     def holds(self) -> list[Copy]:
         """The messages that it has not acknowledged."""
         return list(self.channel.held.values())
+
+
+async def _nobody_hears(task_id: UUID) -> None:
+    """Workers of the model that live on give no signs of life, whoever asks."""
 
 
 async def _no_declare() -> None:

@@ -210,6 +210,7 @@ async def test_a_step_whose_attempt_is_cancelled_as_it_is_written_is_not_run_aga
 
     async with ledger_of(url) as ledger, Store(url) as other:
         memory = Memory(ledger, entry(task_id), 1000)
+        await memory.checkpoint(None)  # it has its fence
         locking = asyncio.create_task(other.run(lock))
         await locked.wait()
         attempt = asyncio.create_task(memory.step("fetch", step))

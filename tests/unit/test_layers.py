@@ -20,7 +20,7 @@ SERVICE: Final = Path(warren.__file__).parent
 LAYERS: Final = {
     "leaves": (
         "descriptors", "errors", "settings", "loops", "failure", "threads", "cron", "histogram",
-        "tracing", "times", "addresses", "terminal_text", "isolation", "output",
+        "tracing", "times", "addresses", "terminal_text", "isolation", "output", "pulse",
     ),
     "adapters": ("topology", "bus", "bus_*", "broker", "broker_*", "store", "store_*"),
     "engine": (
@@ -29,7 +29,7 @@ LAYERS: Final = {
         "memory", "records", "takeover", "pool", "pool_*", "intake", "scheduler", "desk", "replay",
         "replay_edit", "peers", "fleet", "overview", "remembering", "worker", "command_agent",
         "command_process", "http_agent", "tally", "fleet_totals", "lookout", "event_reader", "refusals",
-        "replies", "json_type", "trouble",
+        "replies", "json_type", "trouble", "answers", "publishing",
     ),
     "edges": (
         "__init__", "client", "client_*", "runtime", "runtime_*", "agents_file", "asyncapi", "schemas", "cli",
