@@ -33,7 +33,7 @@ from warren.replay import Progress, Replaying, begin
 from warren.store import Store
 from warren.store_dead import DeadIndex, Filter
 from warren.store_letters import Letter, Letters
-from warren.store_outbox import Parcel
+from warren.store_parcel import Parcel
 from warren.store_plan import Plan
 from warren.store_schema import tasks
 from warren.wire import new_id

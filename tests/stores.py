@@ -22,9 +22,26 @@ import asyncpg
 from sqlalchemy import Connection, Engine, Executable
 
 from tests.brokers import missing
+from warren.errors import StoreRefused
 from warren.store import Store
+from warren.store_finish import Entry, Verdict
+from warren.store_ledger import Ledger
+from warren.store_writes import Write
 
 GIVEN = os.environ.get("WARREN_TEST_POSTGRES_URL")
+
+
+async def finish(ledger: Ledger, end: Entry) -> bool:
+    """Write one end. False: it changed nothing. Raises StoreRefused for one that the store does not take."""
+    return await write(ledger, end)
+
+
+async def write(ledger: Ledger, write: Write) -> bool:
+    """Write one; as `finish`."""
+    [verdict] = await ledger.write([write])
+    if verdict is Verdict.REFUSED:
+        raise StoreRefused("the store does not take it")
+    return verdict is Verdict.COUNTS
 
 
 class Cluster:

@@ -14,13 +14,14 @@ import structlog
 from warren.bus import Connection
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
+from warren.committer import Committer
 from warren.errors import InvalidTask, MessageRefused, QueueFull, Unroutable
 from warren.failure import Failure
 from warren.loops import GrowingPause
-from warren.outcome import Dead
+from warren.outcome import Dead, Promoted, Stale
+from warren.publishing import REFUSALS, RetryingPublisher
 from warren.settings import Settings
-from warren.settle import Settler
-from warren.tally import Tally
+from warren.settlement import Planner, Subject
 from warren.topology import Names
 from warren.wire import again, attempts_of, decode, promoted
 from warren_schemas import AGENT_TYPE_PATTERN, REASON, Reason, Task
@@ -43,13 +44,14 @@ class Ageing:
     def __init__(
         self,
         connection: Connection,
-        settler: Settler,
+        publisher: RetryingPublisher,
+        planner: Planner,
+        committer: Committer,
         settings: Settings,
         declare: Callable[[], Awaitable[None]],
-        tally: Tally,
     ) -> None:
-        self._tally = tally
-        self._settler, self._settings, self._declare = settler, settings, declare
+        self._publisher, self._planner, self._committer = publisher, planner, committer
+        self._settings, self._declare = settings, declare
         self._names = Names(settings.namespace)
         self._consumer = Consumer(connection, self._names.ageing, self._on_delivery, declare)
         self._handlers: set[asyncio.Task[None]] = set()
@@ -115,22 +117,27 @@ class Ageing:
             # A dead letter that was moved to a task queue by hand, and has expired there: the exchange has
             # sent it to the dead queue as well. There is one way for it, and that one loses nothing.
             log.warning("ageing.left_to_dead", message_id=delivery.properties.message_id)
-            delivery.ack()
+            left = Subject(self._agent_type_of(delivery), None, [delivery])
+            self._committer.hand_over(self._planner.plan(Stale(), left))
             return
         try:
             task = decode(delivery, self._settings)
         except InvalidTask as error:
             agent_type = self._agent_type_of(delivery)
-            await self._settler.settle_invalid(agent_type, _dead("invalid", delivery, str(error)), delivery)
-            self._tally.of(agent_type).totals.dead += 1
+            log.warning("task.invalid", agent_type=agent_type, error=str(error))
+            await self._bury(Subject(agent_type, None, [delivery]), "invalid", str(error))
             return
         if task.expires_at is not None and task.expires_at <= datetime.now(UTC):
-            await self._bury(task, delivery, "expired", f"expired at {task.expires_at.isoformat()}")
+            subject = Subject(task.agent_type, task, [delivery])
+            await self._bury(subject, "expired", f"expired at {task.expires_at.isoformat()}")
             return
         await self._send_back(task, delivery)
 
     async def _send_back(self, task: Task, delivery: Delivery) -> None:
-        priority = promoted(delivery.properties.priority, task)
+        subject, priority = (
+            Subject(task.agent_type, task, [delivery]),
+            promoted(delivery.properties.priority, task),
+        )
         message = again(
             task,
             delivery,
@@ -143,11 +150,11 @@ class Ageing:
         pauses = GrowingPause(PAUSE, LONGEST_PAUSE)
         while True:
             try:
-                await self._settler.publish_patiently(message)
+                await self._publisher.publish(message, raises=(*REFUSALS, Unroutable))
             except QueueFull:
                 await self._wait_for_room(pauses.failed())
             except MessageRefused as error:
-                await self._bury(task, delivery, "rejected", str(error))
+                await self._bury(subject, "rejected", str(error))
                 return
             except Unroutable:
                 if not declared:  # it may be the exchange that is missing
@@ -155,13 +162,11 @@ class Ageing:
                     declared = True
                     continue
                 await self._bury(
-                    task, delivery, "unknown_agent", f"no queue takes agent type {task.agent_type!r} any more"
+                    subject, "unknown_agent", f"no queue takes agent type {task.agent_type!r} any more"
                 )
                 return
             else:
-                self._settler.tell(task, "promoted", {"priority": priority})
-                self._tally.of(task.agent_type).totals.promoted += 1
-                delivery.ack()
+                await self._committer.settle(self._planner.plan(Promoted(priority), subject))
                 return
 
     async def _wait_for_room(self, pause: float) -> None:
@@ -171,9 +176,9 @@ class Ageing:
         with self._place_lent():
             await asyncio.sleep(pause)
 
-    async def _bury(self, task: Task, delivery: Delivery, reason: Reason, message: str) -> None:
-        await self._settler.settle(task, _dead(reason, delivery, message), [delivery])
-        self._tally.of(task.agent_type).totals.dead += 1
+    async def _bury(self, subject: Subject, reason: Reason, message: str) -> None:
+        dead = _dead(reason, subject.deliveries[0], message)
+        await self._committer.settle(self._planner.plan(dead, subject))
 
     def _agent_type_of(self, delivery: Delivery) -> str:
         """The agent type of a message that cannot be read: from the queue that it died in."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 from uuid import UUID
@@ -11,14 +10,13 @@ from uuid import UUID
 import structlog
 
 from warren.bus import Message
-from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
 from warren.errors import AccessRefused, MessageRefused, QueueFull, Unroutable
 from warren.loops import GrowingPause
-from warren.publishing import publish_patiently
+from warren.publishing import REFUSALS, RetryingPublisher
 from warren.replies import Replies
 from warren.settings import Settings
-from warren.tracing import Tracing, carried_context
+from warren.settlement import Answer
 from warren.wire import result_message, undelivered_body
 
 log = structlog.get_logger(__name__)
@@ -38,32 +36,28 @@ class Answers:
     has to be one of their own.
     """
 
-    def __init__(self, publisher: Publisher, settings: Settings, tracing: Tracing | None = None) -> None:
-        self._publisher, self._tracing = publisher, tracing
+    def __init__(self, publisher: Publisher, settings: Settings) -> None:
+        self._publisher = RetryingPublisher(publisher)
         self.replies = Replies(settings)
         self._asking = asyncio.Lock()
         self._refused_at: float | None = None
 
-    async def send(self, task_id: UUID, result: bytes, attempts: int, deliveries: Sequence[Delivery]) -> None:
+    async def send(self, task_id: UUID, answer: Answer, attempts: int) -> None:
         """Send the result to each queue that was named and is allowed, once.
 
         Where the broker does not carry it, an error is sent in its place: silence would be waited for.
         """
-        wanted = {
-            (delivery.properties.reply_to, delivery.properties.correlation_id)
-            for delivery in tuple(deliveries)
-            if delivery.properties.reply_to and self.replies.allow(delivery.properties.reply_to)
-        }
-        headers = carried_context(deliveries[0].headers) | (self._tracing.here() if self._tracing else {})
-        for reply_to, correlation_id in wanted:
-            answer = result_message(result, task_id, reply_to or "", correlation_id, headers)
+        for reply_to, correlation_id in answer.wanted:
+            if not self.replies.allow(reply_to):
+                continue
+            message = result_message(answer.body, task_id, reply_to, correlation_id, answer.headers)
             try:
                 try:
-                    await self._publish(answer)
+                    await self._publish(message)
                 except MessageRefused as error:
                     log.warning("result.refused", task_id=str(task_id), reply_to=reply_to, error=str(error))
                     apology = undelivered_body(task_id, attempts, str(error))
-                    await self._publish(replace(answer, body=apology))
+                    await self._publish(replace(message, body=apology))
             except (Unroutable, QueueFull, MessageRefused, AccessRefused) as error:
                 log.warning("result.unwanted", task_id=str(task_id), reply_to=reply_to, error=str(error))
 
@@ -86,7 +80,7 @@ class Answers:
 
     async def _try(self, answer: Message) -> None:
         try:
-            await publish_patiently(self._publisher, answer, unless=AccessRefused)
+            await self._publisher.publish(answer, raises=(*REFUSALS, Unroutable, AccessRefused))
         except AccessRefused as error:
             if self._refused_at is None:
                 self._refused_at = asyncio.get_running_loop().time()

@@ -15,7 +15,8 @@ from warren.settings import Settings
 from warren.store import Store
 from warren.store_archive import Archive
 from warren.store_control import Board
-from warren.store_outbox import Due, Entrance, Parcel
+from warren.store_outbox import Due, Entrance
+from warren.store_parcel import Parcel
 from warren.store_requests import FirstRequest
 from warren.topology import Names
 from warren.wire import due_message, kept_headers

@@ -18,7 +18,7 @@ from warren.bus_delivery import Delivery
 from warren.loops import GrowingPause
 from warren.store_ledger import Ledger
 from warren.store_letters import Letter, Letters
-from warren.store_outbox import Parcel
+from warren.store_parcel import Parcel
 from warren.topology import Names
 from warren.wire import dispatch_of, kept_headers
 from warren_schemas import AMQP_PRIORITY, REPLAY, DeadLetterHeaders, Task

@@ -1,42 +1,55 @@
-"""One delivery, from its arrival to its settlement."""
+"""One delivery, from its arrival until its settlement is handed over."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
-from functools import partial
 from itertools import count
 from typing import Any, Final
 
 import structlog
+from pydantic import JsonValue
 
 from warren.bus_delivery import Delivery
 from warren.bus_freight import Freight, weight
+from warren.committer import Committer
 from warren.context import Context
-from warren.errors import FenceLost, InvalidTask, StoreRefused
+from warren.errors import InvalidTask
+from warren.events import Events
 from warren.execution import Execution
 from warren.failure import Failure
 from warren.lanes import Lane, Slots
 from warren.loops import forget_cancellations, is_cancelled
 from warren.memory import Memory
-from warren.outcome import SHUTDOWN, TAKEN_BACK, Cancelled, Dead, Outcome, Released, Succeeded, Superseded
+from warren.outcome import (
+    BREAKER_OPEN,
+    SHUTDOWN,
+    TAKEN_BACK,
+    Cancelled,
+    Dead,
+    Outcome,
+    Released,
+    Stale,
+)
 from warren.pool import Pool
 from warren.pulse import Pulse
-from warren.records import begun, unwritable
+from warren.records import begun
 from warren.runs import Run, Runs, released
 from warren.settings import Settings
-from warren.settle import Settler
-from warren.store_ledger import Entry, Ledger, Verdict
+from warren.settlement import Planner, Subject
+from warren.store_finish import Entry
+from warren.store_ledger import FailedAttempt, Ledger
+from warren.store_writes import GivenBack
 from warren.takeover import Takeover
 from warren.tally import Tally
 from warren.topology import Names
 from warren.tracing import Tracing
 from warren.trouble import given_up, pause_after
 from warren.wire import Key, attempts_of, decode, key_of
-from warren_schemas import Task
+from warren_schemas import State, Task
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +58,7 @@ PAUSE_AFTER_FAILURE: Final = 5.0
 
 
 class Intake:
-    """Takes the deliveries of one worker: each is decoded, adopted or run, and settled."""
+    """Takes the deliveries of one worker: each is decoded, joins a run or is run, and is handed over."""
 
     def __init__(
         self,
@@ -53,7 +66,9 @@ class Intake:
         settings: Settings,
         runs: Runs,
         tally: Tally,
-        settler: Settler,
+        planner: Planner,
+        committer: Committer,
+        events: Events,
         ledger: Ledger | None,
         takeover: Takeover | None,
         pool: Pool,
@@ -62,7 +77,8 @@ class Intake:
     ) -> None:
         self._tracing, self._names = tracing, Names(settings.namespace)
         self._worker_id, self._settings, self._runs, self._tally = worker_id, settings, runs, tally
-        self._settler, self._ledger, self._pool = settler, ledger, pool
+        self._planner, self._committer, self._events = planner, committer, events
+        self._ledger, self._pool = ledger, pool
         self._takeover, self._pulse = takeover, pulse
         self._handlers: set[asyncio.Task[None]] = set()
         self._freight = Freight(settings.max_bytes_in_flight)
@@ -70,7 +86,7 @@ class Intake:
         self._leaving = asyncio.Event()
 
     def take(self, lane: Lane, delivery: Delivery) -> None:
-        """Handle one delivery from its arrival to its settlement, if there is memory for it."""
+        """Handle one delivery until it is handed over, if there is memory for it."""
         size = weight(delivery.body, self._settings.max_payload_bytes)
         if self._freight.admits(size):
             self._freight.load(size)
@@ -87,15 +103,13 @@ class Intake:
 
     async def all_settled(self) -> None:
         """Wait until nothing is left of what was taken."""
-        while self._handlers or self._runs.committing:
+        while self._handlers or len(self._runs):
             if self._handlers:
                 await asyncio.wait(tuple(self._handlers))
-            await self._runs.all_committed()
+            await self._runs.all_gone()
 
     def abandon(self) -> None:
         """Wait for nothing any more: what is not settled is delivered again."""
-        for key in self._runs.committing:
-            log.warning("worker.abandoned", task_id=str(key.task_id))
         for handler in tuple(self._handlers):
             log.warning("worker.abandoned", handler=handler.get_name())
             handler.cancel()
@@ -137,7 +151,7 @@ class Intake:
             )
             run = self._failed.pop(delivery, None)
             if pause is None:
-                return await self._set_aside_surely(lane, delivery, run, failed, tries)
+                return await self._set_aside(lane, delivery, run, failed, tries)
             if await self._is_leaving_within(pause):
                 return await delivery.release()
         return None
@@ -148,18 +162,15 @@ class Intake:
                 await self._leaving.wait()
         return self._leaving.is_set()
 
-    async def _set_aside_surely(
+    async def _set_aside(
         self, lane: Lane, delivery: Delivery, run: Run | None, error: BaseException, tries: int
     ) -> None:
         """Make the task a dead letter. When even that fails, the broker does it, without a word of ours."""
         dead = given_up(error, tries, attempts_of(delivery.headers))
-        self._tally.of(lane.spec.agent_type).totals.dead += 1
+        subject = Subject(lane.spec.agent_type, None, [delivery]) if run is None else self._subject_of(run)
+        subject.deliveries = [delivery]
         try:
-            if run is None:
-                await self._settler.settle_invalid(lane.spec.agent_type, dead, delivery)
-            else:
-                record = None if run.is_recorded or run.is_foreign else run.memory.run
-                await self._settler.settle(run.task, dead, [delivery], None, record)
+            await self._committer.settle(self._planner.plan(dead, subject))
         except Exception:
             log.exception("task.rejected", agent_type=lane.spec.agent_type)
             await delivery.reject()
@@ -168,22 +179,24 @@ class Intake:
         """The worker ends: give back what it failed to handle and would try again."""
         self._leaving.set()
 
-    async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
-        await asyncio.sleep(PAUSE_AFTER_FAILURE)
-        await asyncio.gather(*(delivery.release() for delivery in deliveries))
-
     async def _take(self, lane: Lane, delivery: Delivery, *, is_again: bool) -> None:
         try:
             task = decode(delivery, self._settings, agent_type=lane.spec.agent_type)
         except InvalidTask as error:
-            await self._refuse(lane, delivery, error)
+            self._refuse(lane, delivery, error)
             return
         key, totals = key_of(task, delivery.headers), self._tally.of(task.agent_type).totals
         totals.redelivered += delivery.may_be_second_copy
-        if await self._runs.adopt(key, delivery):
-            totals.adopted += 1
-            lane.valve.pass_by()
-            return
+        match await self._runs.adopt(key, delivery):
+            case "joined":
+                totals.adopted += 1
+                lane.valve.pass_by()
+                return
+            case "ended before":
+                lane.valve.pass_by()
+                subject = Subject(task.agent_type, task, [delivery], is_recorded=True)
+                self._committer.hand_over(self._planner.plan(Stale(), subject))
+                return
         run = self._new_run(key, task, lane, delivery)
         run.is_again = is_again
         self._runs.begin(run)
@@ -199,7 +212,8 @@ class Intake:
                 await self._note_failure(run)
             raise
         finally:
-            self._runs.end(run)
+            if not run.is_handed_over:
+                self._runs.drop(run.key)
 
     async def _note_failure(self, run: Run) -> None:
         """Note that this run came to no end by a fault of ours: no worker has died of its task."""
@@ -212,92 +226,60 @@ class Intake:
         if self._ledger is None or not (run.memory.has_row or not run.deliveries[0].counted):
             return
         try:
-            await self._ledger.release(run.memory.run)
-        except FenceLost:
-            pass  # it has its end, or is another run's
+            await self._ledger.write([GivenBack(run.memory.run)])
         except Exception:
             log.exception("worker.failed", agent_type=run.task.agent_type, doing="noting its failure")
 
     async def _run(self, run: Run, lane: Lane) -> None:
-        """Run the task, if it is to be run, and settle it."""
+        """Run the task, if it is to be run, and hand its outcome over."""
         if self._takeover is None or not self._takeover.concerns(run):
-            run.outcome = await self._outcome_of(run, lane.slots)
-            # A span is to last as long as the settling does; what is recorded already needs no commit.
-            needs_nothing_else = self._tracing is None and not run.is_recorded
-            if needs_nothing_else and self._settler.waits_for_the_ledger_alone(run.outcome, run.deliveries):
-                self._commit(run, lane)
-            else:
-                await self._settle(run, lane)
+            await self._end(run, lane, await self._outcome_of(run, lane.slots))
             return
-        async with self._takeover.admitted(run) as outcome:
-            run.outcome = outcome or await self._outcome_of(run, lane.slots)
-            await self._settle(run, lane)
+        async with self._takeover.admitted(run) as known:
+            await self._end(run, lane, known or await self._outcome_of(run, lane.slots), is_awaited=True)
 
-    def _commit(self, run: Run, lane: Lane) -> None:
-        """Settle the run with others, in one commit, and wait for nothing."""
-        assert isinstance(run.outcome, Succeeded)
-        then = partial(self._committed, run.key, run.outcome, run.deliveries, lane)
-        self._settler.settle_in_a_group(run.memory.run, run.outcome, run.deliveries, then)
-        self._runs.commit(run)
+    async def _end(self, run: Run, lane: Lane, outcome: Outcome, *, is_awaited: bool = False) -> None:
+        """Hand the outcome over to be settled.
 
-    def _committed(
-        self,
-        key: Key,
-        outcome: Succeeded,
-        deliveries: Sequence[Delivery],
-        lane: Lane,
-        verdict: Verdict,
-    ) -> None:
-        if verdict is Verdict.COUNTS:
-            self._tally.of(lane.spec.agent_type).totals.count(outcome)
-            self._runs.finish(key, outcome)
-            self._runs.committed(key)
-        else:
-            otherwise = self._set_aside if verdict is Verdict.REFUSED else self._step_back
-            self._start(self._after_commit(key, deliveries, lane, otherwise(key, deliveries)), lane)
-
-    async def _step_back(self, key: Key, deliveries: Sequence[Delivery]) -> Outcome:
-        await self._settler.step_back(key.task_id, deliveries)
-        self._runs.finish(key, Superseded())
-        return Superseded()
-
-    async def _set_aside(self, key: Key, deliveries: Sequence[Delivery]) -> Outcome:
-        """The store did not take a success: the task is dead instead."""
-        task = decode(deliveries[0], self._settings)
-        error = StoreRefused("the store does not take the result: the worker's log says why")
-        dead = unwritable(attempts_of(deliveries[0].headers), error)
-        outcome = await self._settler.settle(task, dead, deliveries, run=begun(task, key, self._worker_id))
-        self._runs.finish(key, outcome)
-        return outcome
-
-    async def _after_commit(
-        self, key: Key, deliveries: Sequence[Delivery], lane: Lane, settling: Coroutine[Any, Any, Outcome]
-    ) -> None:
-        try:
-            self._tally.of(lane.spec.agent_type).totals.count(await settling)
-        except Exception:
-            log.exception("worker.failed", agent_type=lane.spec.agent_type)
-            await self._give_back(deliveries)
-        finally:
-            self._runs.committed(key)
-
-    async def _settle(self, run: Run, lane: Lane) -> None:
-        assert run.outcome is not None
-        if run.is_cancelled and isinstance(run.outcome, Released):
-            run.outcome = Cancelled(run.outcome.attempts)
-        record = None if run.is_recorded or run.is_foreign else run.memory.run
-        outcome = await self._settler.settle(
-            run.task, run.outcome, run.deliveries, lane.consumer.paused, record, has_row=run.memory.has_row
-        )
-        totals = self._tally.of(run.task.agent_type).totals
-        if run.is_recorded and not isinstance(outcome, Cancelled):  # the worker that wrote it has counted it
-            totals.adopted += 1
-        else:
-            totals.count(outcome)
+        `is_awaited`: wait until it is settled, so that a suspect stays alone until its end is recorded. A
+        span lasts as long as the settling does, too.
+        """
+        if run.is_cancelled and isinstance(outcome, Released):
+            outcome = Cancelled(outcome.attempts)
+        run.outcome = outcome
+        if isinstance(outcome, Released) and outcome.reason == BREAKER_OPEN:
+            await self._until_paused(lane)
+        settlement = self._planner.plan(outcome, self._subject_of(run))
+        run.is_handed_over = True
+        if self._tracing is None and not is_awaited:
+            self._committer.hand_over(settlement)
+            return
+        outcome = await self._committer.settle(settlement)
         if self._tracing is not None:
             error = outcome.failure.error_type if isinstance(outcome, Dead) else None
             self._tracing.settled(outcome.name, run.execution.attempts, error)
-        self._runs.finish(run.key, outcome)
+
+    async def _until_paused(self, lane: Lane) -> None:
+        """Wait until a released task would not come straight back to this very consumer.
+
+        Not for ever: half-open, the consumer waits for a probe, and meanwhile another worker may run it.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.breaker_reset_timeout):
+                await lane.consumer.paused()
+
+    def _subject_of(self, run: Run) -> Subject:
+        has_record = self._ledger is not None and not run.is_recorded and not run.is_foreign
+        return Subject(
+            run.task.agent_type,
+            run.task,
+            run.deliveries,
+            run.memory.run if has_record else None,
+            run.memory.has_row,
+            run.is_recorded,
+            run.key,
+            None if self._tracing is None else self._tracing.here(),
+        )
 
     def _new_run(self, key: Key, task: Task, lane: Lane, delivery: Delivery) -> Run:
         handler = asyncio.current_task()
@@ -357,18 +339,21 @@ class Intake:
             return None
         return await self._takeover.look_again(run)
 
-    async def _refuse(self, lane: Lane, delivery: Delivery, error: InvalidTask) -> None:
+    def _refuse(self, lane: Lane, delivery: Delivery, error: InvalidTask) -> None:
+        """A message that is no task is dead. It may ask for an answer all the same, and gets one."""
         now = datetime.now(UTC)
         failure = Failure.told("InvalidTask", str(error))
         dead = Dead("invalid", failure, attempts_of(delivery.headers), now, now)
-        self._tally.of(lane.spec.agent_type).totals.dead += 1
-        await self._settler.settle_invalid(lane.spec.agent_type, dead, delivery)
+        log.warning("task.invalid", agent_type=lane.spec.agent_type, error=str(error))
+        self._committer.hand_over(self._planner.plan(dead, Subject(lane.spec.agent_type, None, [delivery])))
 
     def _retrying(self, task: Task, run: Entry, attempts: int, failure: Failure, seconds: float) -> None:
         self._tally.of(task.agent_type).totals.retried += 1
-        if self._ledger is not None:
-            self._ledger.note_attempt(run, attempts, failure.error_type, failure.message)
-        self._settler.tell(
+        failed = FailedAttempt(
+            run.task_id, run.life, attempts, time.time(), failure.error_type, failure.message
+        )
+        self._committer.note(failed)
+        self._tell(
             task,
             "retrying",
             {
@@ -380,4 +365,7 @@ class Intake:
         )
 
     def _progress(self, task: Task, fraction: float, text: str) -> None:
-        self._settler.tell(task, "progress", {"fraction": fraction, "text": text})
+        self._tell(task, "progress", {"fraction": fraction, "text": text})
+
+    def _tell(self, task: Task, state: State, details: dict[str, JsonValue]) -> None:
+        self._events.tell("task", task.agent_type, state, details={"task_id": str(task.task_id), **details})

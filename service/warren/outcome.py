@@ -78,6 +78,15 @@ class Stale:
 
 
 @dataclass(frozen=True, slots=True)
+class Promoted:
+    """The task has waited one step and was published again, with a higher priority: this copy only goes."""
+
+    name: ClassVar = "promoted"
+
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
 class RetryLater:
     """The task waits in the store until `due_at` (seconds since the epoch): too long to hold a place here.
 
@@ -93,4 +102,4 @@ class RetryLater:
     last_failed_at: datetime | None = None
 
 
-Outcome: TypeAlias = Succeeded | Dead | Cancelled | Released | RetryLater | Superseded | Stale
+Outcome: TypeAlias = Succeeded | Dead | Cancelled | Released | RetryLater | Superseded | Stale | Promoted

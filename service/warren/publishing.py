@@ -1,25 +1,37 @@
-"""Publishes that wait for the broker as long as it takes."""
+"""Publishing what must not be lost: again and again, until the broker has taken it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeAlias
 
 import structlog
 
 from warren.bus import Message
 from warren.bus_publisher import Publisher
-from warren.errors import BrokerError, HeadersTooLarge, MessageRefused, PublishTimeout, QueueFull, Unroutable
+from warren.errors import (
+    BrokerError,
+    HeadersTooLarge,
+    MessageRefused,
+    PublishTimeout,
+    QueueFull,
+    Unroutable,
+)
 from warren.loops import GrowingPause
 from warren.wire import lightened
 from warren_schemas import REPUBLISHED
 
 log = structlog.get_logger(__name__)
 
-# Seconds between attempts to publish what must not be lost: at first, and at most.
+# Seconds between attempts: at first, and at most.
 PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 15.0
+
+Refusals: TypeAlias = tuple[type[BrokerError], ...]
+REFUSALS: Final[Refusals] = (QueueFull, MessageRefused)
+"""What no waiting changes, or what its caller has to decide about."""
 
 
 async def publish_lightly(publisher: Publisher, message: Message) -> None:
@@ -37,22 +49,40 @@ async def publish_lightly(publisher: Publisher, message: Message) -> None:
         await publisher.publish(light)
 
 
-async def publish_patiently(
-    publisher: Publisher, message: Message, *, unless: type[BrokerError] = QueueFull
-) -> None:
-    """Publish, waiting for a broker that is away, blocked or refuses us for the time being.
+class RetryingPublisher:
+    """Waits for a broker that is away, blocked or refuses us for a while, with growing pauses.
 
-    Headers of a producer that do not fit are left out. Raises QueueFull, Unroutable, MessageRefused, and
-    the error that `unless` names.
+    `declare` puts back exchanges and queues that were deleted.
     """
-    pauses = GrowingPause(PAUSE, LONGEST_PAUSE)
-    while True:
+
+    def __init__(self, publisher: Publisher, declare: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._publisher, self._declare = publisher, declare
+
+    async def publish(self, message: Message, *, raises: Refusals = REFUSALS) -> None:
+        """Publish a message, as long as it takes. Raises only what `raises` names.
+
+        A message that no queue takes is published again after everything has been declared. One that may
+        have arrived is marked `warren-republished`.
+        """
+        pauses = GrowingPause(PAUSE, LONGEST_PAUSE)
+        while True:
+            try:
+                return await publish_lightly(self._publisher, message)
+            except raises:
+                raise
+            except Unroutable as error:
+                log.error("publish.unroutable", message_id=message.message_id, error=str(error))
+                await self._declare_again()
+            except BrokerError as error:
+                log.warning("publish.waits", message_id=message.message_id, error=str(error))
+                if isinstance(error, PublishTimeout):
+                    message = replace(message, headers={**message.headers, REPUBLISHED: True})
+            await asyncio.sleep(pauses.failed())
+
+    async def _declare_again(self) -> None:
+        if self._declare is None:
+            return
         try:
-            return await publish_lightly(publisher, message)
-        except (QueueFull, Unroutable, MessageRefused, unless):
-            raise
+            await self._declare()
         except BrokerError as error:
-            log.warning("publish.waits", message_id=message.message_id, error=str(error))
-            if isinstance(error, PublishTimeout):
-                message = replace(message, headers={**message.headers, REPUBLISHED: True})
-        await asyncio.sleep(pauses.failed())
+            log.warning("declare.waits", error=str(error))

@@ -7,14 +7,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, get_args
 
+from warren.bus_delivery import Delivery
 from warren.errors import StoreRefused
 from warren.failure import Failure
 from warren.outcome import Cancelled, Dead, Outcome, RetryLater, Succeeded
-from warren.store_ledger import Entry
-from warren.store_outbox import Setback
+from warren.store_finish import Entry
+from warren.store_parcel import Setback
 from warren.store_schema import LARGEST, SUCCEEDED, fitting, one_of, tasks
+from warren.store_writes import Postponed
 from warren.times import moment
-from warren.wire import Key
+from warren.wire import Key, parcel_of
 from warren_schemas import Reason, Task
 
 
@@ -32,8 +34,10 @@ def begun(task: Task, key: Key, worker_id: str) -> Entry:
     )
 
 
-def ended(run: Entry, outcome: Succeeded | Dead) -> Entry:
-    """The run with its end."""
+def ended(
+    run: Entry, outcome: Succeeded | Dead, delivery: Delivery | None = None, task: Task | None = None
+) -> Entry:
+    """The run with its end. A dead one keeps what it takes to run it again: its message."""
     if isinstance(outcome, Succeeded):
         return Entry(
             run.task_id,
@@ -57,7 +61,14 @@ def ended(run: Entry, outcome: Succeeded | Dead) -> Entry:
         fingerprint=outcome.failure.fingerprint,
         first_failed_at=outcome.first_failed_at.timestamp(),
         last_failed_at=outcome.last_failed_at.timestamp(),
+        parcel=None if delivery is None or task is None else parcel_of(delivery, task),
+        created_at=None if task is None or task.created_at is None else task.created_at.timestamp(),
     )
+
+
+def postponed(run: Entry, later: RetryLater, delivery: Delivery, task: Task) -> Postponed:
+    """A task that waits in the store for its time."""
+    return Postponed(run, later.due_at, later.attempts, parcel_of(delivery, task), setback(later))
 
 
 def unwritable(attempts: int, error: StoreRefused) -> Dead:

@@ -79,7 +79,6 @@ class Remembering:
     ) -> None:
         """Start the loops."""
         self._relay = Relay(Outbox(self.ledger), publisher, publishing, self._settings)
-        loops.start("ledger", self.ledger.run())
         loops.start("relay", self._relay.run())
         schedules = Schedules(self.ledger.store, self.ledger.surely)
         loops.start("scheduler", Scheduler(schedules, agents).run())

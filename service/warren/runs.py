@@ -1,4 +1,4 @@
-"""The tasks of one worker: those that run, whose outcome is being written, or that finished lately."""
+"""The tasks in flight in one worker, and those that ended lately: a second copy of one joins it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, TypeAlias
 from uuid import UUID
 
 import structlog
@@ -24,6 +24,9 @@ log = structlog.get_logger(__name__)
 # acknowledgement was lost. Many times what can be unacknowledged at once.
 REMEMBERED: Final = 20_000
 
+Adoption: TypeAlias = Literal["new", "joined", "ended before"]
+"""What a delivery is to the tasks in this worker: the first of its task, one more copy, or a late copy."""
+
 
 @dataclass(slots=True, eq=False)
 class Run:
@@ -31,9 +34,9 @@ class Run:
 
     `is_recorded`: its outcome stands in the ledger already. `is_foreign`: the row of its id is another's, and
     is left alone. `is_cancelled`: it is not wanted any more. `is_again`: this worker failed to handle it
-    before. `is_watched`: another worker has a copy of it, and asked whether this run lives. `handler` is the
-    asyncio task that runs and settles it; cancelling it before there is an outcome releases the task. `began`
-    is when it got its slot (monotonic seconds), None while it has none.
+    before. `is_watched`: another worker has a copy of it, and asked whether this run lives. `is_handed_over`:
+    it is the committer's. `handler` is the asyncio task that runs it; cancelling that before there is an
+    outcome releases the task. `began` is when it got its slot (monotonic seconds), None while it has none.
     """
 
     key: Key
@@ -47,6 +50,7 @@ class Run:
     is_cancelled: bool = False
     is_again: bool = False
     is_watched: bool = False
+    is_handed_over: bool = False
     began: float | None = None
     outcome: Outcome | None = None
 
@@ -77,16 +81,15 @@ def released(run: Run, reason: str) -> Released:
 
 
 class Runs:
-    """What a worker knows of its own tasks, so that a second copy of one does not run beside it."""
+    """The tasks in flight: those that run or are being settled, and those that ended lately."""
 
     def __init__(self) -> None:
         self._running: dict[Key, Run] = {}
-        self._committing: set[Key] = set()
         self._awaited: dict[Key, asyncio.Event] = {}
         self._finished: OrderedDict[Key, None] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._running) + len(self._committing)
+        return len(self._running)
 
     def __iter__(self) -> Iterator[Run]:
         return iter(tuple(self._running.values()))
@@ -99,31 +102,29 @@ class Runs:
         """The task is in this worker from now on."""
         self._running[run.key] = run
 
-    def end(self, run: Run) -> None:
-        """The task is not in this worker any more, settled or not. One that is being committed stays."""
-        if run.key not in self._committing:
-            del self._running[run.key]
-            self._tell_of(run.key)
+    def drop(self, key: Key) -> None:
+        """The task is not in this worker any more, and nothing has become of it."""
+        if self._running.pop(key, None) is not None:
+            self._tell_of(key)
 
-    def commit(self, run: Run) -> None:
-        """The outcome is being written, in a group with others. The run itself may be forgotten."""
-        del self._running[run.key]
-        self._committing.add(run.key)
+    def settled(self, key: Key, outcome: Outcome) -> None:
+        """The task is not in this worker any more. One that was settled for good is remembered.
 
-    def committed(self, key: Key) -> None:
-        """The outcome was written, or another run has taken the task over."""
-        self._committing.remove(key)
-        self._tell_of(key)
+        A run that was overtaken gives back what it came with, perhaps the question of another producer: what
+        comes again is no copy that was settled here, even if this worker has finished the task before.
+        """
+        if isinstance(outcome, Superseded):
+            self._finished.pop(key, None)
+        elif isinstance(outcome, Succeeded | Dead | Cancelled):
+            self._finished[key] = None
+            if len(self._finished) > REMEMBERED:
+                self._finished.popitem(last=False)
+        self.drop(key)
 
-    @property
-    def committing(self) -> tuple[Key, ...]:
-        """The tasks whose outcome is being written."""
-        return tuple(self._committing)
-
-    async def all_committed(self) -> None:
-        """Wait until no outcome is being written."""
-        while self._committing:
-            await self._gone(next(iter(self._committing)))
+    async def all_gone(self) -> None:
+        """Wait until no task is in this worker."""
+        while self._running:
+            await self._gone(next(iter(self._running)))
 
     async def _gone(self, key: Key) -> None:
         """Wait until a task that is in this worker is not any more."""
@@ -133,42 +134,26 @@ class Runs:
         if (event := self._awaited.pop(key, None)) is not None:
             event.set()
 
-    def finish(self, key: Key, outcome: Outcome) -> None:
-        """Remember a task that was settled for good; others come again.
-
-        A run that was overtaken gives back what it came with, perhaps the question of another producer: what
-        comes again is no copy that was settled here, even if this worker has finished the task before.
-        """
-        if isinstance(outcome, Superseded):
-            self._finished.pop(key, None)
-        if not isinstance(outcome, Succeeded | Dead | Cancelled):
-            return
-        self._finished[key] = None
-        if len(self._finished) > REMEMBERED:
-            self._finished.popitem(last=False)
-
-    async def adopt(self, key: Key, delivery: Delivery) -> bool:
-        """Let a second copy be settled by the run that is, or has been, in this worker. False: it is new.
+    async def adopt(self, key: Key, delivery: Delivery) -> Adoption:
+        """Let a second copy join the run of its task that is, or has been, in this worker.
 
         A copy of a task that is still running joins that run: both end with its outcome. A copy of one
         that is being settled has to wait: a released task is published anew, and the copy may be that. So has
         a later dispatch of the relay: should the run turn out to be stale, that is the only message.
         """
-        while key in self._running or key in self._committing:
-            run = self._running.get(key)
-            if run and run.outcome is None and dispatch_of(delivery.headers) <= run.dispatch:
+        while (run := self._running.get(key)) is not None:
+            if run.outcome is None and dispatch_of(delivery.headers) <= run.dispatch:
                 run.deliveries.append(delivery)
                 log.info("task.adopted", task_id=str(key.task_id), redelivered=delivery.redelivered)
-                return True
+                return "joined"
             await self._gone(key)
         # One that asks for an answer and is not marked may be a fresh publish: it is run, to be answered.
         if key not in self._finished or not (
             delivery.may_be_second_copy or delivery.properties.reply_to is None
         ):
-            return False
+            return "new"
         log.info("task.finished_before", task_id=str(key.task_id))
-        delivery.ack()
-        return True
+        return "ended before"
 
     def cancel(self, task_id: UUID) -> None:
         """End the runs of this task that have no outcome yet: it is not wanted any more."""

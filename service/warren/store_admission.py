@@ -26,7 +26,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from warren.errors import StoreUnavailable, StoreUnusable
 from warren.store import Store
 from warren.store_columns import one_more
-from warren.store_outbox import Parcel, body_of, waiting_row
+from warren.store_outbox import body_of, waiting_row
+from warren.store_parcel import Parcel
 from warren.store_requests import FirstRequest
 from warren.store_schema import SCHEDULED, fitting, tasks
 from warren_schemas import AMQP_PRIORITY, Task

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     and_,
     bindparam,
     case,
@@ -31,6 +32,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from warren.store import Store
 from warren.store_columns import plain
 from warren.store_databases import transaction
+from warren.store_parcel import Parcel
 from warren.store_schema import SUCCEEDED, fitting, tasks
 
 # What the end of a run says of its task; what was kept to publish it again stays as it is.
@@ -47,7 +49,9 @@ FAILURE: Final = (
 # Whose row it is: no end changes that.
 OWNER: Final = ("agent_type", "user_id")
 GOOD_END: Final = (*IDENTITY, "result")
-ANY_END: Final = (*GOOD_END, *FAILURE)
+# What it takes to run a dead task again, so that it can be replayed as soon as it is dead.
+CONTENT: Final = ("body", "headers", "priority", "reply_to", "correlation_id", "created_at")
+ANY_END: Final = (*GOOD_END, *FAILURE, *CONTENT)
 WRITTEN: Final = ("crashes", "finished_at", "updated_at")  # beside what the entry says
 # A statement for SQLite has room for a multiple of so many rows: to prepare it takes as long as to run it, so
 # few are to be told apart, and used again.
@@ -62,6 +66,11 @@ class Verdict(Enum):
     """The task belongs to a newer run, has ended, or was never this run's: nothing was changed."""
     REFUSED = "refused"
     """The store does not take it: nothing was changed."""
+
+    @classmethod
+    def of(cls, counts: bool) -> Verdict:  # noqa: FBT001 - a conversion
+        """The verdict on a row that was changed, or was not."""
+        return cls.COUNTS if counts else cls.OVERTAKEN
 
 
 @dataclass(slots=True)
@@ -87,6 +96,8 @@ class Entry:
     fingerprint: str | None = None
     first_failed_at: float | None = None
     last_failed_at: float | None = None
+    parcel: Parcel | None = None
+    created_at: float | None = None
 
 
 class Sqlite:
@@ -106,9 +117,13 @@ class Sqlite:
         # Most ends are good: seven columns less save a quarter.
         good = all(entry.status == SUCCEEDED for entry in group)
         statement, values = (self._good, _good_values) if good else (self._any, _any_values)
-        now = time.time()
-        rows = [(task_id.hex, *rest, now) for task_id, *rest in map(values, group)]
+        rows = _rows(group, values)
         return await self._store.run_bare(lambda connection: statement.write(connection, rows))
+
+    def write_within(self, connection: Connection, group: Sequence[Entry]) -> list[bool]:
+        """The same inside a transaction."""
+        driver = cast("sqlite3.Connection", connection.connection.driver_connection)
+        return self._any.write(driver, _rows(group, _any_values), lambda _: nullcontext())
 
 
 class Postgresql:
@@ -123,18 +138,27 @@ class Postgresql:
 
     async def write(self, group: Sequence[Entry]) -> list[bool]:
         """Write the group in one transaction: of each entry, whether it changed its row."""
+        return await self._store.run(lambda connection: self.write_within(connection, group))
+
+    def write_within(self, connection: Connection, group: Sequence[Entry]) -> list[bool]:
+        """The same inside a transaction."""
         columns = zip(*(_any_values(entry) for entry in group), strict=True)
         parameters: dict[str, Any] = {
             f"all_{name}": list(values) for name, values in zip(ANY_END, columns, strict=True)
         }
         parameters["now"] = time.time()
-        won = await self._store.run(
-            lambda connection: set(connection.execute(self._statement, parameters).scalars())
-        )
+        won = set(connection.execute(self._statement, parameters).scalars())
         return [entry.task_id in won for entry in group]
 
 
 _good_values, _failure = attrgetter(*GOOD_END), attrgetter(*FAILURE)
+_NO_CONTENT: Final = (None,) * len(CONTENT)
+
+
+def _rows(group: Sequence[Entry], values: Callable[[Entry], tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The rows of a group for SQLite, each with the time at its end."""
+    now = time.time()
+    return [(task_id.hex, *rest, now) for task_id, *rest in map(values, group)]
 
 
 def _any_values(entry: Entry) -> tuple[Any, ...]:
@@ -143,7 +167,18 @@ def _any_values(entry: Entry) -> tuple[Any, ...]:
         fitting(value, tasks.c[name]) if isinstance(value, str) else value
         for name, value in zip(FAILURE, _failure(entry), strict=True)
     )
-    return (*_good_values(entry), *texts)
+    return (*_good_values(entry), *texts, *_content(entry))
+
+
+def _content(entry: Entry) -> tuple[Any, ...]:
+    kept = entry.parcel
+    if kept is None:
+        return _NO_CONTENT
+    reply_to, correlation_id = (
+        None if text is None else fitting(text, tasks.c[name])
+        for name, text in (("reply_to", kept.reply_to), ("correlation_id", kept.correlation_id))
+    )
+    return kept.body, kept.headers, kept.priority, reply_to, correlation_id, entry.created_at
 
 
 def _is_ours(new: Any) -> ColumnElement[bool]:
@@ -156,23 +191,26 @@ def _is_ours(new: Any) -> ColumnElement[bool]:
     )
 
 
-def _changes(new: Any) -> dict[str, Any]:
-    ours = [name for name in (*ANY_END, *WRITTEN) if name not in ("task_id", "fence", *OWNER)]
-    return {name: new[name] for name in ours} | {"due_at": null(), "leased_until": null()}
+def _changes(new: Any, columns: Sequence[str]) -> dict[str, Any]:
+    ours = [name for name in (*ANY_END, *WRITTEN) if name not in ("task_id", "fence", *OWNER, *CONTENT)]
+    changes = {name: new[name] for name in ours} | {"due_at": null(), "leased_until": null()}
+    if "body" in columns:  # the row may have it already, from a task that waited in the store
+        changes |= {name: func.coalesce(new[name], tasks.c[name]) for name in CONTENT}
+    return changes
 
 
-def _unless_overtaken(statement: Any) -> Any:
+def _unless_overtaken(statement: Any, columns: Sequence[str]) -> Any:
     """Insert, or update the row if it is still ours."""
     new = statement.excluded
     return statement.on_conflict_do_update(
-        index_elements=[tasks.c.task_id], set_=_changes(new), where=_is_ours(new)
+        index_elements=[tasks.c.task_id], set_=_changes(new, columns), where=_is_ours(new)
     )
 
 
-def _all_or_nothing(statement: Any) -> Any:
+def _all_or_nothing(statement: Any, columns: Sequence[str]) -> Any:
     """The same for every row or for none: one that is not ours gets no status, which its column refuses."""
     new = statement.excluded
-    changes = _changes(new) | {"status": case((_is_ours(new), new.status))}
+    changes = _changes(new, columns) | {"status": case((_is_ours(new), new.status))}
     return statement.on_conflict_do_update(index_elements=[tasks.c.task_id], set_=changes)
 
 
@@ -186,11 +224,17 @@ class _SqliteStatement:
         insert = sqlite.insert(tasks).from_select(
             [*columns, *WRITTEN], rows.where(new.c.task_id.is_not(None))
         )
-        self._together, self._single = _all_or_nothing(insert), self._of(1, _unless_overtaken(insert))
+        self._together = _all_or_nothing(insert, columns)
+        self._single = self._of(1, _unless_overtaken(insert, columns))
         self._with_room_for: dict[int, str] = {}
 
-    def write(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> list[bool]:
-        """Write the rows in one transaction: of each, whether it counts."""
+    def write(
+        self,
+        connection: sqlite3.Connection,
+        rows: Sequence[tuple[Any, ...]],
+        together: Callable[[sqlite3.Connection], AbstractContextManager[None]] = transaction,
+    ) -> list[bool]:
+        """Write the rows in one transaction: of each, whether it counts. `together` begins and ends it."""
         count = -(-len(rows) // ROOM) * ROOM
         values = list(chain.from_iterable(rows))
         values += [None] * (len(self._names) * (count - len(rows)))
@@ -202,7 +246,7 @@ class _SqliteStatement:
                     self._with_room_for[count] = self._of(count, self._together)
                 connection.execute(self._with_room_for[count], values)
                 return [True] * len(rows)
-        with transaction(connection):
+        with together(connection):
             return [connection.execute(self._single, row).rowcount > 0 for row in rows]
 
     def _of(self, count: int, statement: Any) -> str:
@@ -219,4 +263,4 @@ def _postgresql_statement() -> Any:
     now = bindparam("now", type_=tasks.c.finished_at.type)
     rows = select(*(new.c[name] for name in ANY_END), literal_column("0"), now, now)
     statement = postgresql.insert(tasks).from_select([*ANY_END, *WRITTEN], rows)
-    return _unless_overtaken(statement).returning(tasks.c.task_id)
+    return _unless_overtaken(statement, ANY_END).returning(tasks.c.task_id)

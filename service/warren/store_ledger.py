@@ -6,35 +6,42 @@ takes a fence. Every write carries the fence of its run and changes nothing when
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from operator import itemgetter
-from typing import Any, Final, TypeAlias
+from typing import Any
 from uuid import UUID
 
 import structlog
 from sqlalchemy import Connection, bindparam, select
-from sqlalchemy.dialects import postgresql, sqlite
 
-from warren.errors import FenceLost, StoreRefused
 from warren.histogram import Histogram
 from warren.store import Store
 from warren.store_columns import counted
+from warren.store_fence import first, hold, is_free, locked, lost, owner
 from warren.store_finish import Entry, Postgresql, Sqlite, Verdict
 from warren.store_lives import is_foreign, life_of
 from warren.store_patience import PatientStore, apart
-from warren.store_schema import CANCELLED, FINAL, RELEASED, RUNNING, attempts, fitting, steps, tasks
+from warren.store_schema import FINAL, RELEASED, RUNNING, attempts, fitting, steps, tasks
+from warren.store_upsert import insert_into
+from warren.store_writes import Write, run_of, write_one
 
 __all__ = ["Claim", "Entry", "Ledger", "Verdict"]
 
 log = structlog.get_logger(__name__)
 
-GROUP: Final = 500  # rows in one commit at most
 
-Ending: TypeAlias = tuple[Entry, Callable[[Verdict], None]]
-"""The end of a run, and who is told what became of it."""
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """An attempt that failed and is to be made again. `failed_at` is in seconds since the epoch."""
+
+    task_id: UUID
+    life: str
+    number: int
+    failed_at: float
+    error_type: str
+    error_message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,94 +72,49 @@ class Ledger(PatientStore):
     def __init__(self, store: Store, worker_id: str, on_change: Callable[[bool, str], None]) -> None:
         super().__init__(store, on_change)
         self._worker_id = worker_id
-        self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
         self._group = Sqlite(store) if store.is_sqlite else Postgresql(store)
-        self._waiting: list[Ending] = []
-        self._attempts: list[dict[str, Any]] = []
-        self._wake = asyncio.Event()
         self.commits = Histogram()
 
-    # -- the end of a run ---------------------------------------------------------------------------------
+    # -- what became of runs ------------------------------------------------------------------------------
 
-    async def finish(self, entry: Entry) -> bool:
-        """Write the end of a run, together with others. Durable when it returns.
+    async def write(self, writes: Sequence[Write]) -> list[Verdict]:
+        """Write what became of runs, each of another task, in one commit: durable when it returns.
 
-        False: a newer run has taken the task over, and this one's end changed nothing. Raises StoreRefused
-        for an end that the store does not take.
+        One that the store refuses is told apart, and holds up no other. Raises StoreUnusable.
         """
-        written: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        return await apart(writes, self._write, _refused_write)
 
-        def settle(verdict: Verdict) -> None:
-            if not written.done():
-                written.set_result(verdict)
-
-        self.finish_then(entry, settle)
-        verdict = await written
-        if verdict is Verdict.REFUSED:
-            raise StoreRefused(f"the store does not take the end of task {entry.task_id}: its log says why")
-        return verdict is Verdict.COUNTS
-
-    def finish_then(self, entry: Entry, then: Callable[[Verdict], None]) -> None:
-        """The same without waiting: `then(verdict)` is called when it is durable, or has changed nothing.
-
-        It must not raise: that would end the loop which writes, and with it the worker.
-        To wake somebody for each end of a group takes as long as to write it.
-        """
-        self._waiting.append((entry, then))
-        self._wake.set()
-
-    def note_attempt(self, run: Entry, number: int, error_type: str, error_message: str) -> None:
-        """Write down a failed attempt soon: to be looked at, nothing depends on it."""
-        row = {
-            "task_id": run.task_id,
-            "life": run.life,
-            "number": number,
-            "worker_id": self._worker_id,
-            "failed_at": time.time(),
-            "error_type": error_type,
-            "error_message": error_message,
-        }
-        self._attempts.append(row)
-        self._wake.set()
-
-    async def run(self) -> None:
-        """Write what has come together, for ever: one commit at a time, while the next group gathers."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if self._attempts:
-                noted, self._attempts = self._attempts, []
-                await apart(noted, self._note, _refused_note)
-            group = self._next_group()
-            if group:
-                verdicts = await apart([entry for entry, _ in group], self._write, _refused_end)
-                for (_, then), verdict in zip(group, verdicts, strict=True):
-                    then(verdict)
-
-    async def _write(self, entries: Sequence[Entry]) -> list[Verdict]:
+    async def _write(self, writes: Sequence[Write]) -> list[Verdict]:
         started = time.perf_counter()
-        won = await self._patiently(lambda: self._group.write(entries))
+        ends = [write for write in writes if isinstance(write, Entry)]
+        if len(ends) == len(writes):
+            won = await self._patiently(lambda: self._group.write(ends))
+            verdicts = [Verdict.of(counts) for counts in won]
+        else:
+            verdicts = await self.surely(lambda connection: self._write_all(connection, writes, ends))
         self.commits.observe(time.perf_counter() - started)
-        return [Verdict.COUNTS if counts else Verdict.OVERTAKEN for counts in won]
+        return verdicts
 
-    def _next_group(self) -> list[Ending]:
-        """The next entries, each task once: a row cannot be changed twice by one statement."""
-        group: dict[UUID, Ending] = {}
-        later: list[Ending] = []
-        for waiting in self._waiting:
-            task_id = waiting[0].task_id
-            if task_id in group or len(group) >= GROUP:
-                later.append(waiting)
-            else:
-                group[task_id] = waiting
-        self._waiting = later
-        if later:
-            self._wake.set()
-        return list(group.values())
+    def _write_all(
+        self, connection: Connection, writes: Sequence[Write], ends: Sequence[Entry]
+    ) -> list[Verdict]:
+        verdicts: dict[UUID, Verdict] = {}
+        if ends:
+            won = self._group.write_within(connection, ends)
+            verdicts = {end.task_id: Verdict.of(counts) for end, counts in zip(ends, won, strict=True)}
+        for write in writes:
+            if not isinstance(write, Entry):
+                verdicts[write.run.task_id] = write_one(connection, write)
+        return [verdicts[run_of(write).task_id] for write in writes]
+
+    async def note_attempts(self, failed: Sequence[FailedAttempt]) -> None:
+        """Write down failed attempts, to be looked at: nothing depends on it."""
+        rows = [asdict(attempt) | {"worker_id": self._worker_id} for attempt in failed]
+        await apart(rows, self._note, _refused_note)
 
     async def _note(self, rows: Sequence[dict[str, Any]]) -> Sequence[None]:
         def act(connection: Connection) -> None:
-            connection.execute(self._insert(attempts).on_conflict_do_nothing(), rows)
+            connection.execute(insert_into(connection, attempts).on_conflict_do_nothing(), rows)
 
         await self.surely(act)
         return [None] * len(rows)
@@ -176,11 +138,11 @@ class Ledger(PatientStore):
         user_id = fitting(user_id, tasks.c.user_id)
 
         def act(connection: Connection) -> Claim:
-            row = self._locked(connection, task_id)
+            row = locked(connection, task_id)
             was_running = row is not None and row["status"] == RUNNING
             if row is None:
-                first = {"agent_type": agent_type, "user_id": user_id, "dispatch": dispatch}
-                row = self._first(connection, task_id, first)
+                own = {"agent_type": agent_type, "user_id": user_id, "dispatch": dispatch}
+                row = first(connection, task_id, own)
             known = Claim(row["fence"], row["crashes"], row["life"])
             if is_foreign(row["agent_type"], row["user_id"], agent_type, user_id):
                 return replace(known, is_foreign=True)
@@ -204,16 +166,16 @@ class Ledger(PatientStore):
         """
 
         def act(connection: Connection) -> Claim:
-            row = self._locked(connection, run.task_id) or self._first(connection, run.task_id, _owner(run))
-            if not _is_free(row, run):
-                raise _lost(row, run)
+            row = locked(connection, run.task_id) or first(connection, run.task_id, owner(run))
+            if not is_free(row, run):
+                raise lost(row, run)
             return self._take(connection, row, run.life, 0, crashed=False)
 
         return await self.surely(act)
 
     async def confirm(self, run: Entry) -> None:
         """Ask whether the fence of a run is still the newest. Raises FenceLost for an overtaken one."""
-        await self.surely(lambda connection: self.hold(connection, run))
+        await self.surely(lambda connection: hold(connection, run))
 
     def _introduce(self, connection: Connection, task_id: UUID, agent_type: str, user_id: str) -> None:
         connection.execute(
@@ -230,36 +192,15 @@ class Ledger(PatientStore):
 
         return await self.surely(act)
 
-    async def exonerate(self, task_id: UUID) -> None:
+    async def exonerate(self, run: Entry) -> None:
         """A run that was overtaken has ended after all: its worker did not die of it."""
 
         def act(connection: Connection) -> None:
-            counted = (tasks.c.task_id == task_id) & (tasks.c.crashes > 0)
-            connection.execute(tasks.update().where(counted).values(crashes=tasks.c.crashes - 1))
+            its = (tasks.c.task_id == run.task_id) & (tasks.c.life == run.life) & (tasks.c.crashes > 0)
+            owned = (tasks.c.agent_type == run.agent_type) & (tasks.c.user_id == run.user_id)
+            connection.execute(tasks.update().where(its, owned).values(crashes=tasks.c.crashes - 1))
 
         await self.surely(act)
-
-    def _locked(self, connection: Connection, task_id: UUID) -> dict[str, Any] | None:
-        query = select(tasks).where(tasks.c.task_id == task_id).with_for_update()
-        row = connection.execute(query).mappings().one_or_none()
-        return None if row is None else dict(row)
-
-    def _first(self, connection: Connection, task_id: UUID, values: dict[str, Any]) -> dict[str, Any]:
-        """Make the row that nobody has made yet; another may be doing the same right now."""
-        new = {
-            "task_id": task_id,
-            "life": "",
-            "attempts": 0,
-            "status": RUNNING,
-            "fence": 0,
-            "crashes": 0,
-            "updated_at": time.time(),
-            **values,
-        }
-        connection.execute(self._insert(tasks).values(new).on_conflict_do_nothing())
-        row = self._locked(connection, task_id)
-        assert row is not None
-        return row
 
     def _take(
         self, connection: Connection, row: dict[str, Any], life: str, dispatch: int, *, crashed: bool
@@ -304,7 +245,7 @@ class Ledger(PatientStore):
 
         async def write(some: Sequence[dict[str, Any]]) -> Sequence[None]:
             def act(connection: Connection) -> None:
-                connection.execute(self._insert(tasks).on_conflict_do_nothing(), some)
+                connection.execute(insert_into(connection, tasks).on_conflict_do_nothing(), some)
 
             await self.surely(act)
             return [None] * len(some)
@@ -354,8 +295,8 @@ class Ledger(PatientStore):
         """
 
         def act(connection: Connection) -> bytes:
-            self.hold(connection, run)
-            new = self._insert(steps).values(
+            hold(connection, run)
+            new = insert_into(connection, steps).values(
                 task_id=run.task_id, name=name, value=value, worker_id=self._worker_id, at=time.time()
             )
             if connection.execute(new.on_conflict_do_nothing()).rowcount:
@@ -371,90 +312,15 @@ class Ledger(PatientStore):
         """Keep the state of a run. Durable when it returns. Raises FenceLost for an overtaken run."""
 
         def act(connection: Connection) -> None:
-            self.hold(connection, run)
+            hold(connection, run)
             connection.execute(tasks.update().where(tasks.c.task_id == run.task_id).values(checkpoint=state))
 
         await self.surely(act)
 
-    async def release(self, run: Entry) -> None:
-        """Note that the task was given back to its queue, so that whoever gets it next is no suspect."""
 
-        def act(connection: Connection) -> None:
-            self.hold(connection, run)
-            connection.execute(
-                tasks.update().where(tasks.c.task_id == run.task_id).values(status=RELEASED, crashes=0)
-            )
-
-        await self.surely(act)
-
-    async def cancel(self, run: Entry) -> bool:
-        """Write down that the run was cancelled, under its fence: a message may be all that has said so.
-
-        False: the task is not this run's any more. Durable when it returns.
-        """
-
-        def act(connection: Connection) -> bool:
-            row = self._locked(connection, run.task_id)
-            if row is not None and row["status"] == CANCELLED:
-                return not is_foreign(row["agent_type"], row["user_id"], run.agent_type, run.user_id)
-            try:
-                self.hold(connection, run)
-            except FenceLost:
-                return False
-            now = time.time()
-            connection.execute(
-                tasks.update()
-                .where(tasks.c.task_id == run.task_id)
-                .values(
-                    status=CANCELLED,
-                    crashes=0,
-                    worker_id=run.worker_id,
-                    due_at=None,
-                    leased_until=None,
-                    finished_at=now,
-                    updated_at=now,
-                )
-            )
-            return True
-
-        return await self.surely(act)
-
-    def hold(self, connection: Connection, run: Entry) -> None:
-        """Lock the run's row, or make it. Raises FenceLost unless the fence is still this run's."""
-        row = self._locked(connection, run.task_id) or self._first(connection, run.task_id, _owner(run))
-        if row["fence"] != run.fence or not _is_of_its_task(row, run):
-            raise _lost(row, run)
-
-
-def _owner(run: Entry) -> dict[str, Any]:
-    """What a first row says of the run that makes it."""
-    return {name: getattr(run, name) for name in ("life", "agent_type", "user_id", "worker_id")}
-
-
-def _is_of_its_task(row: dict[str, Any], run: Entry) -> bool:
-    """Whether the row is of the life that the run is of, and that has not ended."""
-    return (
-        row["life"] == run.life
-        and row["status"] not in FINAL
-        and not is_foreign(row["agent_type"], row["user_id"], run.agent_type, run.user_id)
-    )
-
-
-def _is_free(row: dict[str, Any], run: Entry) -> bool:
-    """Whether a first run may take the row: no other run is at it, and no later message is under way."""
-    is_its_own = row["worker_id"] == run.worker_id and row["fence"] == run.fence
-    return _is_of_its_task(row, run) and row["dispatch"] == 0 and (row["status"] != RUNNING or is_its_own)
-
-
-def _lost(row: dict[str, Any], run: Entry) -> FenceLost:
-    return FenceLost(
-        f"task {run.task_id} was taken over or has ended (status {row['status']}, fence {row['fence']}; "
-        f"ours is {run.fence}): this run must stop"
-    )
-
-
-def _refused_end(entry: Entry, error: Exception) -> Verdict:
-    log.error("ledger.refused", task_id=str(entry.task_id), status=entry.status, error=str(error))
+def _refused_write(write: Write, error: Exception) -> Verdict:
+    run = run_of(write)
+    log.error("ledger.refused", task_id=str(run.task_id), write=type(write).__name__, error=str(error))
     return Verdict.REFUSED
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from warren.store import Store
 from warren.store_columns import clean
 from warren.store_lives import is_foreign, life_of
-from warren.store_outbox import Parcel
+from warren.store_parcel import Parcel
 from warren.store_schema import DEAD, FINAL, fitting, tasks
 
 TAKEN: Final = UUID("0f6d6f3c-3f0e-5a55-9f0b-7c1f4c1b2a90")

@@ -21,7 +21,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from warren.failure import Failure
 from warren.store import Store
 from warren.store_columns import one_more
-from warren.store_ledger import Entry, Ledger
+from warren.store_ledger import Ledger
+from warren.store_parcel import Parcel
 from warren.store_patience import apart
 from warren.store_requests import FirstRequest
 from warren.store_schema import DEAD, PUBLISHED, SCHEDULED, fitting, tasks
@@ -37,29 +38,6 @@ FIRST_PAUSE: Final = 1.0  # seconds that a row is left alone which the store ref
 LONGEST_PAUSE: Final = 3600.0
 LOADS: Final = 5  # claims that one order is good for
 UNSAID_PRIORITY: Final = AMQP_PRIORITY["medium"]  # as quorum queues read it
-
-
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """What it takes to publish a task: its body, JSON of its headers, and its AMQP properties."""
-
-    body: bytes
-    headers: bytes
-    priority: int | None
-    reply_to: str | None = None
-    correlation_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Setback:
-    """The failure after which a task is to be tried again, as it is written."""
-
-    error_type: str
-    error_message: str
-    traceback: str | None
-    fingerprint: str | None
-    first_failed_at: float
-    last_failed_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +67,7 @@ def waiting_row(
         "task_id": task_id, "life": "", "agent_type": agent_type, "user_id": user_id,
         "status": SCHEDULED, "fence": 0, "crashes": 0, "attempts": 0, "dispatch": 0,
         "idempotency_key": key, "due_at": now if due_at is None else due_at,
-        "created_at": now, "updated_at": now, **_columns(parcel),
+        "created_at": now, "updated_at": now, **parcel.columns(),
     }  # fmt: skip
 
 
@@ -101,34 +79,6 @@ class Outbox:
         self._line = deque[UUID]()
         # What the store refused to hand out: until when it is left alone, and the pause that was.
         self._refused: dict[UUID, tuple[float, float]] = {}
-
-    async def postpone(
-        self, run: Entry, due_at: float, attempts: int, parcel: Parcel, after: Setback | None
-    ) -> None:
-        """Let a task wait until `due_at` (seconds since the epoch). Durable when it returns.
-
-        Messages of it that are under way are the live ones no more. Raises FenceLost for an overtaken run.
-        """
-        values = {"attempts": attempts, "due_at": due_at} | _columns(parcel)
-        if after is not None:
-            values |= {name: getattr(after, name) for name in Setback.__slots__}
-
-        def act(connection: Connection) -> None:
-            self._ledger.hold(connection, run)
-            connection.execute(
-                tasks.update()
-                .where(tasks.c.task_id == run.task_id)
-                .values(
-                    status=SCHEDULED,
-                    dispatch=one_more(tasks.c.dispatch),
-                    leased_until=None,
-                    crashes=0,
-                    updated_at=time.time(),
-                    **values,
-                )
-            )
-
-        await self._ledger.surely(act)
 
     async def claim_due(self, limit: int, *, but_not: Collection[str] = ()) -> list[Due]:
         """Take a lease on tasks that are due, but for some agent types; fewer than `limit` are all there are.
@@ -352,10 +302,6 @@ def _is_named() -> tuple[ColumnElement[bool], ...]:
 
 def _named(due: Due) -> dict[str, Any]:
     return {"id": due.task_id, "its_life": due.life, "number": due.dispatch}
-
-
-def _columns(parcel: Parcel) -> dict[str, Any]:
-    return {name: getattr(parcel, name) for name in Parcel.__slots__}
 
 
 def _due(row: RowMapping) -> Due:

@@ -24,7 +24,8 @@ from warren import cron
 from warren.errors import ConfigurationError
 from warren.store import Store
 from warren.store_audit import Note
-from warren.store_outbox import Parcel, body_of, waiting_row
+from warren.store_outbox import body_of, waiting_row
+from warren.store_parcel import Parcel
 from warren.store_schema import fitting, one_of, schedules, tasks
 from warren.times import moment
 from warren_schemas import AMQP_PRIORITY, Priority, Task

@@ -9,7 +9,6 @@ from typing import Final
 from pydantic import JsonValue
 
 from warren.histogram import Times
-from warren.outcome import Outcome
 
 # Messages that a worker refuses: commands on the control exchange, and answers to a queue that `reply_to`
 # may not name.
@@ -33,9 +32,9 @@ class Totals:
     stale: int = 0
     promoted: int = 0
 
-    def count(self, outcome: Outcome) -> None:
-        """Count an outcome that was settled."""
-        setattr(self, outcome.name, getattr(self, outcome.name) + 1)
+    def count(self, outcome: str) -> None:
+        """Count an outcome that was settled, by its name."""
+        setattr(self, outcome, getattr(self, outcome) + 1)
 
     def as_json(self) -> dict[str, JsonValue]:
         """The counts by name."""

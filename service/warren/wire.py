@@ -21,7 +21,8 @@ from warren.errors import InvalidTask
 from warren.failure import what_does_not_fit
 from warren.outcome import Dead
 from warren.settings import Settings
-from warren.store_outbox import Due, Parcel
+from warren.store_outbox import Due
+from warren.store_parcel import Parcel
 from warren.topology import Names
 from warren_schemas import (
     AMQP_PRIORITY,

@@ -21,6 +21,7 @@ from warren.bus import Connection
 from warren.bus_consumer import Consumer
 from warren.bus_delivery import Delivery
 from warren.bus_publisher import Publisher
+from warren.committer import Committer
 from warren.control import Control, ask_for_signs
 from warren.errors import BrokerUnavailable, NotDeclared, StoreUnavailable
 from warren.events import Events
@@ -30,12 +31,13 @@ from warren.intake import Intake
 from warren.lanes import Lane, Slots
 from warren.loops import Loops
 from warren.pool import Pool
+from warren.publishing import RetryingPublisher
 from warren.pulse import Pulse
 from warren.remembering import Remembering, note_long
 from warren.runs import Runs
 from warren.scheduler import warn_of_the_unscheduled
 from warren.settings import Settings
-from warren.settle import Settler
+from warren.settlement import Planner
 from warren.sharing import Sharing
 from warren.store_ledger import Ledger
 from warren.takeover import Takeover
@@ -122,9 +124,11 @@ class Worker:
         ledger = remembering.ledger if remembering else None
         board = remembering.board if remembering else None
         # A channel of their own, as for events: a refusal closes it.
-        answers = Answers(Publisher(self._publishing), self.settings, self._tracing)
-        settler = Settler(
-            self._publisher, answers, self._events, self.settings, self.worker_id, self._declare, ledger
+        answers = Answers(Publisher(self._publishing), self.settings)
+        publisher = RetryingPublisher(self._publisher, self._declare)
+        planner = Planner(self._names, self.settings, self.worker_id)
+        self._committer = Committer(
+            publisher, answers, self._events, planner, self._names, self._runs, self._tally, ledger
         )
         control = Control(self._consuming, self._names, self.lanes, self._runs, board)
         self.pool = Pool(self.settings, self._events.tell)
@@ -133,7 +137,9 @@ class Worker:
             self.settings,
             self._runs,
             self._tally,
-            settler,
+            planner,
+            self._committer,
+            self._events,
             ledger,
             None if ledger is None else self._takeover(ledger, control),
             self.pool,
@@ -141,7 +147,7 @@ class Worker:
             self._tracing,
         )
         self.lanes.update((name, self._lane(spec)) for name, spec in self._app.agents.items())
-        ageing = Ageing(self._consuming, settler, self.settings, self._declare, self._tally)
+        ageing = Ageing(self._consuming, publisher, planner, self._committer, self.settings, self._declare)
         self._health = Health(
             self.worker_id, self.lanes, self._runs, self._tally, self.pool, self._events, self._consuming,
             self._publishing, ledger, self.settings,
@@ -162,6 +168,7 @@ class Worker:
         loops.start("publishing connection", self._publishing.supervise())
         loops.start("consuming connection", self._consuming.supervise())
         loops.start("events", self._events.run())
+        loops.start("settlements", self._committer.run())
         loops.start("heartbeat", health.beat())
         loops.start("event loop lag", health.watch_lag())
         loops.start("agent recovery", self.pool.recover())
@@ -289,6 +296,7 @@ class Worker:
         for waiting in (hurry, rest):
             waiting.cancel()
         self._intake.abandon()
+        self._committer.abandon()
 
     async def _say_goodbye(self, health: Health) -> None:
         details = self.totals.as_json() | {"tally": health.tally()}

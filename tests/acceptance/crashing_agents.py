@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,13 +20,16 @@ from tests.acceptance.agents import Work, note
 from warren import Context, Reject, RetryAfter, Warren, store_outbox
 from warren.bus import Message
 from warren.bus_publisher import Publisher
-from warren.store_ledger import Entry, Ledger, Verdict
+from warren.store_finish import Entry, Verdict
+from warren.store_ledger import Ledger
 from warren.store_outbox import Due, Outbox
+from warren.store_writes import Cancellation, GivenBack, Postponed, Write
 
 LATER: Final = 0.3  # seconds
 LIFETIME: Final = 30  # seconds that a worker may take to reach its point; then it is killed by SIGALRM
 LEASE: Final = 1.0  # seconds that what a relay left behind when it died is nobody's
 POINTS: Final = os.environ["WARREN_TEST_DIE_AT"].split(",")
+KINDS: Final = {Entry: "end", Postponed: "wait", GivenBack: "release", Cancellation: "cancellation"}
 WHAT: Final = {"": "answer", "dlx": "dead letter", "tasks": "task"}  # by the last word of the exchange
 
 
@@ -132,19 +135,20 @@ def instrument_acknowledgements() -> None:
         setattr(Channel, name, method)
 
 
-def instrument_ends() -> None:
-    """The end of a run is written when it is durable, whether somebody waits for it or not."""
-    finish_then = Ledger.finish_then
+def instrument_writes() -> None:
+    """What became of a run is written when it is durable."""
+    write = Ledger.write
 
-    def finish(self: Ledger, entry: Entry, then: Callable[[Verdict], None]) -> None:
-        def told(verdict: Verdict) -> None:
-            passing("end written")
-            then(verdict)
+    async def written(self: Ledger, writes: Sequence[Write]) -> list[Verdict]:
+        what = {KINDS[type(one)] for one in writes}
+        for kind in what:
+            passing(f"{kind} known")
+        verdicts = await write(self, writes)
+        for kind in what:
+            passing(f"{kind} written")
+        return verdicts
 
-        passing("end known")
-        finish_then(self, entry, told)
-
-    setattr(Ledger, "finish_then", finish)  # noqa: B010 - mypy lets nobody assign to a method
+    setattr(Ledger, "write", written)  # noqa: B010 - mypy lets nobody assign to a method
 
 
 def instrument_relay() -> None:
@@ -164,9 +168,7 @@ def instrument_relay() -> None:
 def instrument() -> None:
     """Name the points, in the order in which a task passes them."""
     around(Ledger, "remember", before="effect happened", after="effect remembered")
-    instrument_ends()
-    around(Ledger, "release", before="release known", after="release written")
-    around(Outbox, "postpone", before="wait known", after="wait written")
+    instrument_writes()
     instrument_relay()
     instrument_publisher()
     around(Outbox, "published", after="wait marked")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from types import SimpleNamespace
@@ -19,18 +20,24 @@ from aiormq import spec
 from warren.answers import Answers
 from warren.bus import Message
 from warren.bus_delivery import Delivery
+from warren.committer import Committer
 from warren.memory import Memory
 from warren.outcome import Outcome
+from warren.publishing import RetryingPublisher
 from warren.pulse import Pulse
 from warren.records import begun
 from warren.relay import Relay
 from warren.runs import Run, Runs
 from warren.settings import Settings
-from warren.settle import Settler
+from warren.settlement import Planner, Subject
 from warren.store import Store
+from warren.store_finish import Verdict
 from warren.store_ledger import Entry, Ledger
 from warren.store_outbox import Outbox
+from warren.store_writes import Write, run_of
 from warren.takeover import Takeover
+from warren.tally import Tally
+from warren.topology import Names
 from warren.wire import Key, attempts_of, decode, dispatch_of, key_of
 
 # Whoever is killed so often is innocent here.
@@ -144,11 +151,29 @@ class CountingLedger(Ledger):
 
     ends: Counter[Key]
 
-    async def finish(self, entry: Entry) -> bool:
-        """Write an end, and count it if it counts."""
-        won = await super().finish(entry)
-        self.ends[Key(entry.task_id, entry.life)] += won
-        return won
+    async def write(self, writes: Sequence[Write]) -> list[Verdict]:
+        """Write what became of runs, and count the ends that count."""
+        verdicts = await super().write(writes)
+        for one, verdict in zip(writes, verdicts, strict=True):
+            if isinstance(one, Entry) and verdict is Verdict.COUNTS:
+                self.ends[Key(run_of(one).task_id, run_of(one).life)] += 1
+        return verdicts
+
+
+class Mortal:
+    """Publishes for a worker, which may die of it: then the publish never ends."""
+
+    def __init__(self, worker: ModelWorker) -> None:
+        self._worker = worker
+        self.died = asyncio.Event()
+
+    async def publish(self, message: Message, **_: Any) -> None:
+        """Publish and see the confirm, as the worker's publisher does."""
+        try:
+            await self._worker.publish(message)
+        except Died:
+            self.died.set()
+            await asyncio.Event().wait()
 
 
 class ModelWorker:
@@ -158,7 +183,6 @@ class ModelWorker:
         self.name, self._broker = name, broker
         self.ledger = CountingLedger(store, name, lambda _up, _reason: None)
         self.ledger.ends = ends
-        self.writing = asyncio.create_task(self.ledger.run())
         self._death: Death = "never"
         self._settles: Key | None = None
         self._start()
@@ -167,9 +191,19 @@ class ModelWorker:
         publisher, events = cast("Any", self), cast("Any", SimpleNamespace(tell=lambda *_, **__: None))
         self.runs, self.channel = Runs(), Channel(self._broker)
         self._takeover = Takeover(self.ledger, SETTINGS, lambda _: False, Pulse(NEVER), _nobody_hears)
-        self._settler = Settler(
-            publisher, Answers(publisher, SETTINGS), events, SETTINGS, self.name, _no_declare, self.ledger
+        names, self._mortal = Names(SETTINGS.namespace), Mortal(self)
+        self._planner = Planner(names, SETTINGS, self.name)
+        self._committer = Committer(
+            RetryingPublisher(cast("Any", self._mortal), _no_declare),
+            Answers(cast("Any", self._mortal), SETTINGS),
+            events,
+            self._planner,
+            names,
+            self.runs,
+            Tally(),
+            self.ledger,
         )
+        self._writing: asyncio.Task[None] | None = None
         self._outbox = Outbox(self.ledger)
         self._relay = Relay(self._outbox, publisher, cast("Any", None), SETTINGS)
 
@@ -178,7 +212,14 @@ class ModelWorker:
     def die(self) -> None:
         """Everything in its memory is lost; another one takes its place."""
         self.channel.lose()
+        self.close()
         self._start()
+
+    def close(self) -> None:
+        """End what it does in the background."""
+        self._committer.abandon()
+        if self._writing is not None:
+            self._writing.cancel()
 
     def lose_connection(self) -> None:
         """Its runs go on, and their messages are delivered to whoever comes first."""
@@ -195,8 +236,12 @@ class ModelWorker:
         if any(run.key == key and run.dispatch < dispatch_of(seen.headers) for run in self.runs):
             return  # it would wait for the run
         delivery = self.channel.deliver(copy)
-        if await self.runs.adopt(key, delivery):
-            return
+        match await self.runs.adopt(key, delivery):
+            case "joined":
+                return
+            case "ended before":
+                delivery.ack()
+                return
         memory = Memory(self.ledger, begun(task, key, self.name), SETTINGS.max_result_bytes)
         execution = cast("Any", SimpleNamespace(attempts=attempts_of(delivery.headers)))
         handler = cast("Any", asyncio.current_task())
@@ -212,15 +257,23 @@ class ModelWorker:
         if death == "before acknowledging":
             self.channel.lose()
         record = None if run.is_recorded else run.memory.run
-        try:
-            outcome = await self._settler.settle(run.task, outcome, run.deliveries, None, record)
-        except Died:
+        subject = Subject(
+            run.task.agent_type,
+            run.task,
+            run.deliveries,
+            record,
+            run.memory.has_row,
+            run.is_recorded,
+            run.key,
+        )
+        self._writing = self._writing or asyncio.create_task(self._committer.run())
+        settling = asyncio.ensure_future(self._committer.settle(self._planner.plan(outcome, subject)))
+        dying = asyncio.ensure_future(self._mortal.died.wait())
+        await asyncio.wait({settling, dying}, return_when=asyncio.FIRST_COMPLETED)
+        if self._mortal.died.is_set() or death == "before acknowledging":
             self.die()
-            return
-        self.runs.finish(run.key, outcome)
-        self.runs.end(run)
-        if death == "before acknowledging":
-            self.die()
+        for one in (settling, dying):
+            one.cancel()
 
     async def relay(self, death: Death = "never") -> None:
         """Publish what is due."""

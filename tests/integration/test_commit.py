@@ -57,7 +57,7 @@ def locked(file: Path) -> Iterator[sqlite3.Connection]:
 
 def committing(worker: Worker) -> int:
     """How many tasks wait for their commit."""
-    return len(worker._runs._committing)
+    return len(worker._committer._waiting) + len(worker._committer._writing)
 
 
 async def test_a_second_copy_waits_for_the_commit_and_is_not_run(

@@ -12,6 +12,7 @@ import pytest
 from tests.gateways import API, Door, door, is_problem, submit, task
 from tests.integration.test_gateway_tasks import store_url
 from tests.integration.test_store import entry
+from tests.stores import finish
 
 __all__ = ["store_url"]
 
@@ -45,7 +46,7 @@ async def dead(front: Door, count: int) -> None:
             "fingerprint": "f",
         }
         one = entry(agent_type="browse", status="dead", **failure)
-        await front.backend._remembering.ledger.finish(one)
+        await finish(front.backend._remembering.ledger, one)
 
 
 async def test_a_selection_that_says_nothing_selects_nothing(front: Door, client: httpx.AsyncClient) -> None:

@@ -207,7 +207,7 @@ class LifeOfATask(RuleBasedStateMachine):
 
     async def _close(self) -> None:
         for worker in self.workers:
-            worker.writing.cancel()
+            worker.close()
         await self.store.__aexit__()
 
     # -- looking ------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from warren.client import make_task
 from warren.store import Store
 from warren.store_dead import DeadIndex, Filter
 from warren.store_letters import Letters
-from warren.store_outbox import Parcel
+from warren.store_parcel import Parcel
 
 
 @pytest.fixture

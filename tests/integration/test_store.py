@@ -15,17 +15,19 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, select
-from tests.stores import Cluster, execute, new_database
+from tests.stores import Cluster, execute, finish, new_database, write
 
+from warren.committer import GROUP
 from warren.errors import FenceLost, StoreUnavailable
 from warren.memory import Memory
 from warren.store import Store
 from warren.store_archive import Archive
 from warren.store_databases import transaction
 from warren.store_finish import Sqlite
-from warren.store_ledger import GROUP, Entry, Ledger
-from warren.store_outbox import Outbox, Parcel
+from warren.store_ledger import Entry, FailedAttempt, Ledger, Verdict
+from warren.store_parcel import Parcel
 from warren.store_schema import metadata, steps, tasks
+from warren.store_writes import GivenBack, Postponed
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -41,12 +43,7 @@ async def ledger_of(url: str, worker_id: str = "worker-1") -> AsyncIterator[Ledg
     """A ledger that writes."""
     async with Store(url, migrate=True) as store:
         ledger = Ledger(store, worker_id, lambda _up, _reason: None)
-        writing = asyncio.create_task(ledger.run())
-        try:
-            yield ledger
-        finally:
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
+        yield ledger
 
 
 @pytest.fixture
@@ -64,8 +61,8 @@ def entry(task_id: UUID | None = None, **changes: object) -> Entry:
 
 async def test_a_task_ends_once(ledger: Ledger) -> None:
     run = entry()
-    assert await ledger.finish(run)
-    assert not await ledger.finish(replace(run, result=b'"Bye"'))
+    assert await finish(ledger, run)
+    assert not await finish(ledger, replace(run, result=b'"Bye"'))
     kept = (await ledger.claim(run.task_id, "", "greet", "default", crashed=True)).kept
     assert kept is not None
     assert (kept["status"], kept["result"]) == ("succeeded", b'"Hello"')
@@ -73,7 +70,7 @@ async def test_a_task_ends_once(ledger: Ledger) -> None:
 
 async def test_of_many_that_end_together_each_ends_once(ledger: Ledger) -> None:
     runs = [entry() for _ in range(1200)]
-    won = await asyncio.gather(*(ledger.finish(run) for run in [*runs, *runs]))
+    won = await asyncio.gather(*(finish(ledger, run) for run in [*runs, *runs]))
     assert sum(won) == len(runs)
 
 
@@ -81,17 +78,18 @@ async def test_whoever_lost_the_fence_changes_nothing(ledger: Ledger) -> None:
     late = entry(result=b'"late"')
     taken = await ledger.claim(late.task_id, "", "greet", "default", crashed=False)
     newest = replace(late, fence=taken.fence, result=b'"newest"')
-    for act in (ledger.remember(late, "a", b"1"), ledger.checkpoint(late, b"1"), ledger.release(late)):
+    for act in (ledger.remember(late, "a", b"1"), ledger.checkpoint(late, b"1")):
         with pytest.raises(FenceLost, match="taken over"):
             await act
-    assert not await ledger.finish(late)
-    assert await ledger.finish(newest)
+    assert not await write(ledger, GivenBack(late))
+    assert not await finish(ledger, late)
+    assert await finish(ledger, newest)
 
 
 async def test_winners_and_losers_in_one_group(ledger: Ledger) -> None:
     """All of these are written by one commit: what one of them loses changes nothing for the others."""
     ended, overtaken = entry(), entry(status="dead", result=None, reason="exhausted")
-    assert await ledger.finish(ended)
+    assert await finish(ledger, ended)
     taken = await ledger.claim(overtaken.task_id, "", "greet", "default", crashed=False)
     group = [
         entry(),
@@ -101,9 +99,10 @@ async def test_winners_and_losers_in_one_group(ledger: Ledger) -> None:
         replace(entry(), fence=0, life="0199"),
         replace(ended, life="0199", status="dead", result=None, reason="rejected"),
     ]
-    assert await asyncio.gather(*map(ledger.finish, group[:5])) == [True, False, True, False, True]
-    assert await ledger.finish(group[5])
-    assert await ledger.finish(replace(overtaken, fence=taken.fence))
+    won = await ledger.write(group[:5])
+    assert [verdict is Verdict.COUNTS for verdict in won] == [True, False, True, False, True]
+    assert await finish(ledger, group[5])
+    assert await finish(ledger, replace(overtaken, fence=taken.fence))
     kept = [
         (await ledger.claim(one.task_id, one.life, "greet", "default", crashed=True)).kept for one in group
     ]
@@ -131,15 +130,16 @@ async def test_a_whole_group_fits_one_commit(ledger: Ledger) -> None:
     dead = entry(status="dead", result=None, reason="exhausted", error_type="ValueError")
     for last, counts in ((entry(), True), (dead, True), (dead, False)):  # at last one that has ended already
         group = [*(entry() for _ in range(GROUP - 1)), last]
-        assert await asyncio.gather(*map(ledger.finish, group)) == [*[True] * (GROUP - 1), counts]
+        won = await ledger.write(group)
+        assert [verdict is Verdict.COUNTS for verdict in won] == [*[True] * (GROUP - 1), counts]
 
 
 async def test_a_good_end_leaves_nothing_of_an_earlier_failure(ledger: Ledger) -> None:
     failed = entry(status="dead", result=None, reason="exhausted", error_type="ValueError", traceback="…")
-    assert await ledger.finish(failed)
+    assert await finish(ledger, failed)
     claim = await ledger.claim(failed.task_id, "0199", "greet", "default", crashed=False)
     again = entry(failed.task_id, life="0199", fence=claim.fence)
-    assert await ledger.finish(again)
+    assert await finish(ledger, again)
     row = (await ledger.claim(failed.task_id, "0199", "greet", "default", crashed=True)).kept
     assert row is not None
     assert (row["status"], row["reason"], row["error_type"], row["traceback"]) == ("succeeded", *[None] * 3)
@@ -164,7 +164,7 @@ async def test_an_end_leaves_what_is_needed_to_publish_the_task(url: str) -> Non
             await ledger.checkpoint(run, b"[1]")
             waits = kept | {"due_at": 2.0, "leased_until": 3.0, "idempotency_key": run.status}
             await execute(store, tasks.update().where(tasks.c.task_id == run.task_id).values(**waits))
-        assert await asyncio.gather(*map(ledger.finish, runs)) == [True, True]
+        assert await asyncio.gather(*(finish(ledger, one) for one in runs)) == [True, True]
         for run in runs:
             [row] = await execute(store, select(tasks).where(tasks.c.task_id == run.task_id))
             assert {name: row[name] for name in kept} == kept | {"idempotency_key": run.status}
@@ -174,8 +174,8 @@ async def test_an_end_leaves_what_is_needed_to_publish_the_task(url: str) -> Non
 @pytest.mark.parametrize("text", ["a\0b", "x" * 300, "\ud800", "ü\0" * 200])
 async def test_text_of_any_kind_can_be_written(ledger: Ledger, text: str) -> None:
     run = entry(status="dead", result=None, error_type=text, error_message=text, traceback=text)
-    ledger.note_attempt(run, 2**40, text, text)
-    assert await ledger.finish(run)
+    await ledger.note_attempts([FailedAttempt(run.task_id, run.life, 2**40, 1.0, text, text)])
+    assert await finish(ledger, run)
     claim = await ledger.claim(run.task_id, text, "greet", text, crashed=False)
     assert claim.kept is None
 
@@ -228,25 +228,25 @@ async def test_runs_that_never_ended_are_counted_until_one_ends_or_is_released(l
     run = entry()
     crashes = [(await ledger.claim(run.task_id, "", "greet", "default", crashed=True)) for _ in range(2)]
     assert [one.crashes for one in crashes] == [1, 2]
-    await ledger.release(replace(run, fence=crashes[-1].fence))
+    assert await write(ledger, GivenBack(replace(run, fence=crashes[-1].fence)))
     assert (await ledger.claim(run.task_id, "", "greet", "default", crashed=True)).crashes == 0
 
 
 async def test_a_replay_is_a_new_life_with_the_old_steps(ledger: Ledger) -> None:
     run = entry(status="dead")
     await ledger.remember(run, "fetch", b"1")
-    assert await ledger.finish(run)
+    assert await finish(ledger, run)
     again = await ledger.claim(run.task_id, "0199", "greet", "default", crashed=False)
     assert again.kept is None
     assert again.steps == {"fetch": b"1"}
-    assert await ledger.finish(replace(run, life="0199", fence=again.fence, status="succeeded"))
+    assert await finish(ledger, replace(run, life="0199", fence=again.fence, status="succeeded"))
     stale = await ledger.claim(run.task_id, "", "greet", "default", crashed=True)
     assert stale.is_stale
 
 
 async def test_another_life_does_not_go_by_the_dispatches_of_the_last(ledger: Ledger) -> None:
     run = entry()
-    await Outbox(ledger).postpone(run, 0, 1, Parcel(b"{}", b"{}", 4), None)
+    assert await write(ledger, Postponed(run, 0, 1, Parcel(b"{}", b"{}", 4), None))
     dead = {"status": "dead", "finished_at": 1.0}
     await execute(ledger.store, tasks.update().where(tasks.c.task_id == run.task_id).values(**dead))
     for crashed in (False, True):
@@ -291,11 +291,11 @@ async def test_the_archive_tells_everything_about_a_task(url: str) -> None:
     async with ledger_of(url) as ledger, Store(url) as store:
         archive = Archive(store)
         assert await archive.task(run.task_id) is None
-        ledger.note_attempt(run, 1, "OSError", "not yet")
+        await ledger.note_attempts([FailedAttempt(run.task_id, run.life, 1, 1.0, "OSError", "not yet")])
         await ledger.remember(run, "fetch", b"[1]")
         await ledger.checkpoint(run, b'{"page": 2}')
         assert await archive.status(run.task_id) == "running"
-        await ledger.finish(run)
+        await finish(ledger, run)
         record = await archive.task(run.task_id)
     assert record is not None
     assert (record.status, record.reason, record.checkpoint) == ("dead", "exhausted", {"page": 2})
@@ -306,7 +306,7 @@ async def test_the_archive_tells_everything_about_a_task(url: str) -> None:
 async def test_the_archive_counts_what_one_worker_ended(url: str) -> None:
     async with ledger_of(url) as ledger, Store(url) as store:
         ended = [entry(), entry(), entry(status="dead", result=None), entry(worker_id="worker-2")]
-        await asyncio.gather(*map(ledger.finish, ended))
+        await asyncio.gather(*(finish(ledger, one) for one in ended))
         await ledger.remember(entry(), "fetch", b"[1]")  # runs, or died
         counted = await Archive(store).ended_by("worker-1")
     assert counted == {("greet", "succeeded"): 2, ("greet", "dead"): 1}
@@ -315,7 +315,7 @@ async def test_the_archive_counts_what_one_worker_ended(url: str) -> None:
 async def test_pruning_deletes_what_ended_and_nothing_else(url: str) -> None:
     done, open_run = entry(), entry()
     async with ledger_of(url) as ledger, Store(url) as store:
-        await ledger.finish(done)
+        await finish(ledger, done)
         await ledger.checkpoint(open_run, b"1")
         archive = Archive(store)
         assert await archive.prune(older_than=60) == 0

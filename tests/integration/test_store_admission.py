@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import event, select, text
 from tests.integration.test_store import entry, ledger_of, url
 from tests.rig import eventually
-from tests.stores import Cluster, engine_of, execute, locked, new_database
+from tests.stores import Cluster, engine_of, execute, finish, locked, new_database
 
 from warren.client import make_task
 from warren.errors import StoreRefused, StoreUnavailable
@@ -178,7 +178,7 @@ async def test_a_slot_is_free_however_its_task_ends(ledger: Ledger, end: str) ->
         await Board(store).cancel(task.task_id)
     else:
         status = "dead" if end in ("dead", "discarded") else "succeeded"
-        assert await ledger.finish(entry(task.task_id, fence=claim.fence, status=status))
+        assert await finish(ledger, entry(task.task_id, fence=claim.fence, status=status))
     if end == "discarded":
         await DeadIndex(store).discard(Filter())
     if end == "pruned":
@@ -193,7 +193,7 @@ async def test_the_row_of_a_task_that_came_by_the_broker_fills_the_quota_only_un
     run = entry(user_id="acme")
     claim = await ledger.claim(run.task_id, "", "greet", "acme", crashed=True)
     assert await door.admit(new(user_id="acme")) == [QuotaExceeded(1, 1)]
-    await ledger.finish(replace(run, fence=claim.fence))
+    await finish(ledger, replace(run, fence=claim.fence))
     assert all(isinstance(answer, Admitted) for answer in await door.admit(new(user_id="acme")))
 
 

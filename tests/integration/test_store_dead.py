@@ -12,12 +12,12 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import select
 from tests.integration.test_store import entry, ledger_of, url
-from tests.stores import execute
+from tests.stores import execute, finish
 
 from warren.store import Store
 from warren.store_dead import DeadIndex, Filter
 from warren.store_letters import Letter, Letters
-from warren.store_outbox import Parcel
+from warren.store_parcel import Parcel
 from warren.store_schema import tasks
 from warren.wire import new_id
 
@@ -83,7 +83,7 @@ async def test_a_letter_without_a_row_makes_one(store: Store) -> None:
 async def test_a_letter_fills_in_what_the_end_of_its_run_did_not_write(url: str, store: Store) -> None:
     run = entry(status="dead", result=None, reason="rejected", error_type="Reject", error_message="mine")
     async with ledger_of(url) as ledger:
-        assert await ledger.finish(replace(run, fingerprint="a" * 16))
+        assert await finish(ledger, replace(run, fingerprint="a" * 16))
     found = await DeadIndex(store).show(run.task_id)
     assert found is not None
     assert not found.can_be_replayed

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, text
 from tests.integration.test_store import entry, ledger_of, url
-from tests.stores import execute
+from tests.stores import execute, finish, write
 
 from warren.cli_key import _until
-from warren.errors import FenceLost, StoreRefused
+from warren.errors import FenceLost
 from warren.gateway.dead_letters import LetterView
 from warren.gateway.tasks import _summary
 from warren.store import Store
@@ -25,11 +25,14 @@ from warren.store_archive import Archive
 from warren.store_columns import LARGEST
 from warren.store_control import Board
 from warren.store_dead import DeadIndex, Filter
+from warren.store_finish import Verdict
 from warren.store_keys import Key, Keys
 from warren.store_ledger import Ledger
-from warren.store_outbox import Outbox, Parcel, waiting_row
+from warren.store_outbox import Outbox, waiting_row
+from warren.store_parcel import Parcel
 from warren.store_schema import tasks
 from warren.store_tasks import TaskList
+from warren.store_writes import Cancellation
 from warren.wire import new_id
 
 __all__ = ["url"]
@@ -79,19 +82,17 @@ async def test_a_number_at_its_end_holds_up_no_other_row(ledger: Ledger) -> None
     assert (due[damaged].dispatch, due[sound].dispatch) == (LARGEST, 1)
     await Outbox(ledger).published(list(due.values()))
     claim = await ledger.claim(damaged, "", "greet", "default", crashed=True, dispatch=LARGEST)
-    assert await ledger.finish(entry(damaged, fence=claim.fence))
+    assert await finish(ledger, entry(damaged, fence=claim.fence))
     assert (await Board(ledger.store).cancel(sound)).before == "published"
 
 
 async def test_an_end_that_the_store_refuses_is_refused_alone(ledger: Ledger) -> None:
     await refuse_results(ledger.store)
     good = [entry() for _ in range(20)]
-    for one in good:
-        ledger.finish_then(one, lambda _verdict: None)
     bad = entry(result=b'"bad"')
-    with pytest.raises(StoreRefused, match="does not take the end"):
-        await ledger.finish(bad)
-    assert await ledger.finish(entry())
+    verdicts = await ledger.write([*good[:7], bad, *good[7:]])
+    assert verdicts == [*[Verdict.COUNTS] * 7, Verdict.REFUSED, *[Verdict.COUNTS] * 13]
+    assert await finish(ledger, entry())
     assert [await Archive(ledger.store).status(one.task_id) for one in good] == ["succeeded"] * 20
 
 
@@ -100,28 +101,27 @@ async def test_an_end_never_changes_whose_row_it_is(ledger: Ledger) -> None:
     await make(ledger.store, user_id="mallory", idempotency_key="k")
     before = await row_of(ledger.store, task_id)
     theirs = entry(task_id, user_id="mallory")
-    assert not await ledger.finish(theirs)
+    assert not await finish(ledger, theirs)
     with pytest.raises(FenceLost):
         await ledger.remember(theirs, "step", b"1")
     assert (await ledger.claim(task_id, "", "greet", "mallory", crashed=True)).is_foreign
-    assert not await ledger.cancel(theirs)
+    assert not await write(ledger, Cancellation(theirs))
     assert await row_of(ledger.store, task_id) == before
-    assert await ledger.finish(entry(task_id))
+    assert await finish(ledger, entry(task_id))
 
 
 async def test_a_cancellation_that_only_a_message_told_is_a_row(ledger: Ledger) -> None:
     fresh = entry()
     claim = await ledger.claim(taken := uuid4(), "", "greet", "default", crashed=True)
     run = entry(taken, fence=claim.fence)
-    assert await ledger.cancel(fresh)
-    assert await ledger.cancel(run)
-    assert await ledger.cancel(run)
+    for one in (fresh, run, run):
+        assert await write(ledger, Cancellation(one))
     for one in (fresh, run):
         row = await row_of(ledger.store, one.task_id)
         assert (row["status"], row["agent_type"], row["due_at"]) == ("cancelled", "greet", None)
     late = entry()
-    await ledger.finish(late)
-    assert not await ledger.cancel(late)
+    await finish(ledger, late)
+    assert not await write(ledger, Cancellation(late))
 
 
 @pytest.mark.parametrize("status", ["succeeded", "cancelled", "discarded"])
@@ -139,7 +139,7 @@ async def test_a_dead_task_may_be_replayed_from_its_queue(ledger: Ledger) -> Non
     life = str(new_id())
     claim = await ledger.claim(task_id, life, "greet", "default", crashed=False)
     assert (claim.kept, claim.life) == (None, life)
-    assert await ledger.finish(replace(entry(task_id), life=life, fence=claim.fence))
+    assert await finish(ledger, replace(entry(task_id), life=life, fence=claim.fence))
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -17,12 +17,11 @@ from structlog.testing import capture_logs
 from tests.faults import logged
 from tests.integration.test_store import entry
 from tests.rig import Rig, eventually
-from tests.stores import Cluster, execute, locked, new_database
+from tests.stores import Cluster, execute, finish, locked, new_database
 
 from warren import Context, Warren, store_databases
 from warren.client import make_task
 from warren.errors import ConfigurationError, StoreBusy, StoreUnavailable, StoreUnusable
-from warren.loops import Loops
 from warren.store import Store
 from warren.store_ledger import Ledger
 from warren.store_schema import tasks
@@ -105,13 +104,12 @@ def _fill(file: Path) -> None:
 
 async def test_a_full_disk_is_waited_for_and_a_read_is_no_proof_that_it_is_over(small_disk: Path) -> None:
     changes: list[bool] = []
-    async with Store(f"sqlite:///{small_disk / 'store.db'}") as store, Loops() as loops:
+    async with Store(f"sqlite:///{small_disk / 'store.db'}") as store:
         ledger = Ledger(store, "worker", lambda up, _: changes.append(up))
-        loops.start("ledger", ledger.run())
-        assert await ledger.finish(entry())
+        assert await finish(ledger, entry())
         filler = small_disk / "filler"
         _fill(filler)
-        waiting = asyncio.create_task(ledger.finish(entry(result=b'"' + b"x" * 60_000 + b'"')))
+        waiting = asyncio.create_task(finish(ledger, entry(result=b'"' + b"x" * 60_000 + b'"')))
         await eventually(lambda: not ledger.is_up, "the ledger notices")
         for _ in range(50):
             await ledger.crashes(uuid4())

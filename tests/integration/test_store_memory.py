@@ -10,13 +10,14 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import select
 from tests.integration.test_store import entry, ledger_of, url
-from tests.stores import execute, locked, written
+from tests.stores import execute, finish, locked, written
 
 from warren.errors import FenceLost
 from warren.memory import Memory
 from warren.pulse import Pulse
 from warren.store_ledger import Ledger
 from warren.store_schema import RUNNING, tasks
+from warren.store_writes import GivenBack
 
 __all__ = ["url"]
 
@@ -82,7 +83,7 @@ async def test_of_two_first_runs_that_begin_a_step_at_once_one_runs_it(url: str)
 async def test_a_first_run_does_not_begin_a_step_of_a_task_that_has_ended(url: str) -> None:
     function = Function()
     async with twins(url) as (ledger, one, _, two):
-        assert await ledger.finish(entry(one.run.task_id))
+        assert await finish(ledger, entry(one.run.task_id))
         for memory in (one, two):
             with pytest.raises(FenceLost):
                 await memory.step("pay", function)
@@ -103,7 +104,7 @@ async def test_a_run_that_was_released_is_gone_on_with_by_a_twin(url: str) -> No
     function = Function()
     async with twins(url) as (ledger, one, _, two):
         await one.step("pay", function)
-        await ledger.release(one.run)
+        await ledger.write([GivenBack(one.run)])
         assert await two.step("pay", function) == 1
     assert function.runs == 1
 
@@ -120,7 +121,7 @@ async def test_a_fence_whose_attempt_is_cancelled_is_taken_all_the_same(url: str
             assert memory.run.fence == 0
         await memory.at_rest()
         assert memory.run.fence == 1
-        assert await ledger.finish(entry(memory.run.task_id, fence=memory.run.fence))
+        assert await finish(ledger, entry(memory.run.task_id, fence=memory.run.fence))
 
 
 @pytest.mark.parametrize("why", ["it stood still", "its message was taken back"])

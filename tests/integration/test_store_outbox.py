@@ -16,7 +16,8 @@ from tests.stores import execute
 
 from warren.store import Store
 from warren.store_ledger import Ledger
-from warren.store_outbox import LOADS, STANDING, Due, Outbox, Parcel, _line, waiting_row
+from warren.store_outbox import LOADS, STANDING, Due, Outbox, _line, waiting_row
+from warren.store_parcel import Parcel
 from warren.store_schema import tasks
 
 __all__ = ["url"]

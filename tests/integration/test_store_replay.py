@@ -20,7 +20,7 @@ from warren.replay import Progress, Replaying, begin, resumable
 from warren.store import Store
 from warren.store_dead import DeadIndex, Filter
 from warren.store_letters import Letter, Letters
-from warren.store_outbox import Parcel
+from warren.store_parcel import Parcel
 from warren.store_plan import Plan
 from warren.store_replay import Fresh, Outcomes, Replay, Replays
 from warren.store_schema import replays, tasks

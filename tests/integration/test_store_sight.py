@@ -11,7 +11,8 @@ from tests.integration.test_store_dead import change, letter, store
 from warren.store import Store
 from warren.store_control import Board
 from warren.store_letters import Letters
-from warren.store_outbox import Entrance, Parcel
+from warren.store_outbox import Entrance
+from warren.store_parcel import Parcel
 from warren.store_sight import look_into
 from warren.wire import new_id
 

@@ -10,13 +10,14 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import event
 from tests.integration.test_store import entry, ledger_of, url
-from tests.stores import engine_of, execute
+from tests.stores import engine_of, execute, finish
 
 from warren.client import make_task
 from warren.store import Store
 from warren.store_admission import Admission, NewTask
 from warren.store_control import Board
-from warren.store_outbox import Parcel, waiting_row
+from warren.store_outbox import waiting_row
+from warren.store_parcel import Parcel
 from warren.store_schema import tasks
 from warren.store_tasks import Position, TaskLine, TaskList
 
@@ -96,7 +97,7 @@ async def test_filters_are_all_of_them(url: str) -> None:
         (gone,) = await let_in(store, 1, user_id="acme")
         await Board(store).cancel(gone)
         ended = entry(agent_type="browse", status="dead", reason="exhausted", error_type="OSError")
-        await ledger.finish(ended)
+        await finish(ledger, ended)
 
         async def found(**wanted: Any) -> list[TaskLine]:
             return (await TaskList(store).page(limit=10, **wanted))[0]

@@ -12,10 +12,10 @@ from structlog.testing import capture_logs
 from tests.rig import Rig, eventually
 
 from warren import Warren, trouble
+from warren.committer import Committer
 from warren.errors import TaskFailed
 from warren.execution import Execution
 from warren.outcome import Outcome
-from warren.settle import Settler
 
 CURSED = "cursed"
 
@@ -111,7 +111,7 @@ async def test_where_not_even_that_works_the_broker_sets_it_aside(
     async def bury(*_: Any) -> None:
         raise LookupError("ours, too")
 
-    monkeypatch.setattr(Settler, "_bury", bury)
+    monkeypatch.setattr(Committer, "_bury", bury)
     async with rig.worker(app, store_url=store, dead_letter_desk=False), rig.client() as client:
         await client.submit("echo", CURSED)
         [letter] = await rig.dead()

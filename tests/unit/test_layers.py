@@ -24,7 +24,8 @@ LAYERS: Final = {
     ),
     "adapters": ("topology", "bus", "bus_*", "broker", "broker_*", "store", "store_*"),
     "engine": (
-        "context", "agent", "agents", "breaker", "outcome", "execution", "wire", "events", "settle",
+        "context", "agent", "agents", "breaker", "outcome", "execution", "wire", "events", "settlement",
+        "committer",
         "upkeep", "lanes", "runs", "relay", "sharing", "control", "health", "ageing", "dead_letters",
         "memory", "records", "takeover", "pool", "pool_*", "intake", "scheduler", "desk", "replay",
         "replay_edit", "peers", "fleet", "overview", "remembering", "worker", "command_agent",
