@@ -138,6 +138,12 @@ async def test_a_worker_runs_answers_buries_ages_and_hears_commands(rig: Rig, tm
         await is_refused(url, "read", f"{rig.settings.namespace}.replies.a", "billing")
 
 
+async def test_the_health_check_of_a_worker_needs_no_more_rights_than_a_worker(rig: Rig) -> None:
+    async with rig.worker(Site().app), role_of(rig, "worker") as url:
+        code, out, _ = await cli("doctor", **{**cli_environment(rig), "WARREN_AMQP_URL": url})
+        assert (code, "✗" in out) == (0, False), out
+
+
 async def test_a_gateway_takes_tasks_relays_them_and_reads_dead_letters(rig: Rig, tmp_path: Path) -> None:
     names, site = rig.names, Site()
     shared = f"sqlite:///{tmp_path / 'store.db'}"
