@@ -6,7 +6,7 @@ SHELL := bash
 UV = $(shell deploy/setup where-uv)
 RUN = $(UV) run --locked
 
-.PHONY: help setup environment broker check test demo format bench fuzz schemas clean
+.PHONY: help setup environment broker check test demo boxes format bench fuzz schemas clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -29,6 +29,9 @@ test: environment broker  ## Run all tests; ARGS="-k breaker" narrows them
 
 demo: environment broker  ## See it work: tasks, failures and recovery against a real broker
 	$(RUN) warren demo
+
+boxes: environment  ## Run compose.yaml in Docker: scaling, restarts, an upgrade, every alert; and the Kubernetes files
+	WARREN_TEST_BOXES=1 $(RUN) --with 'kubernetes-validate==1.37.0' pytest tests/boxes $(ARGS)
 
 format: environment  ## Format the code and fix what can be fixed
 	$(RUN) ruff format .

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import pytest
@@ -61,8 +62,9 @@ class Container:
 
     profile = "quorum"
 
-    def __init__(self, url: str, container_id: str) -> None:
+    def __init__(self, url: str, container_id: str, ports: Mapping[int, int]) -> None:
         self.url, self._id = url, container_id
+        self.ports = ports  # the container's own to this machine's
 
     def ctl(self, *args: str) -> str:
         command = ["docker", "exec", self._id, "rabbitmqctl", *args]
@@ -91,8 +93,10 @@ def private_node(folder: Path) -> Iterator[TestBroker]:
 
 
 @contextmanager
-def container() -> Iterator[TestBroker]:
-    """RabbitMQ 4.3 through testcontainers."""
+def container(
+    mounts: Mapping[Path, str] = MappingProxyType({}), ports: Sequence[int] = ()
+) -> Iterator[Container]:
+    """RabbitMQ 4.3 through testcontainers, with more files and more open ports."""
     if not _docker_answers():
         missing("quorum", "no Docker engine answers")
     if not _image_is_here():
@@ -101,10 +105,14 @@ def container() -> Iterator[TestBroker]:
     os.environ.setdefault("TESTCONTAINERS_HOST_OVERRIDE", "127.0.0.1")
     from testcontainers.community.rabbitmq import RabbitMqContainer
 
-    with RabbitMqContainer(IMAGE) as rabbit:
+    made = RabbitMqContainer(IMAGE).with_exposed_ports(5672, *ports)
+    for source, target in mounts.items():
+        made = made.with_volume_mapping(str(source), target)
+    with made as rabbit:
         parameters = rabbit.get_connection_params()
         wrapped = rabbit.get_wrapped_container()
-        yield Container(f"amqp://guest:guest@127.0.0.1:{parameters.port}/", str(wrapped.id))
+        opened = {port: int(rabbit.get_exposed_port(port)) for port in ports}
+        yield Container(f"amqp://guest:guest@127.0.0.1:{parameters.port}/", str(wrapped.id), opened)
 
 
 def _docker_answers() -> bool:

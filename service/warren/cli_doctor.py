@@ -110,9 +110,12 @@ async def _store(settings: Settings) -> Finding:
 
 
 async def _permissions(connection: Connection, publisher: Publisher, settings: Settings) -> list[Finding]:
-    """Try each of RabbitMQ's three permissions, on a queue that goes with the connection."""
+    """Try each of RabbitMQ's three permissions, on a queue that goes with the connection.
+
+    Its name is one that a worker may use: this is the health check of workers with no other rights.
+    """
     names = Names(settings.namespace)
-    queue = Queue(f"{settings.namespace}.doctor.{uuid4().hex}", exclusive=True)
+    queue = Queue(f"{settings.namespace}.peers.doctor-{uuid4().hex}", exclusive=True)
     # No agent type has such a name: the broker returns the message, if we may publish it at all.
     stray = Message(names.tasks, "-doctor-", b"{}", message_id=str(new_id()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from warren.errors import BrokerError, StoreUnavailable, StoreUnusable
 from warren.store import Store
 from warren.store_sight import StoreSight, look_into
 from warren.topology import Names
+
+STORE_PATIENCE = 3.0  # seconds: who looks on (Prometheus gives up after 10) is told that it does not answer
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +51,8 @@ async def _seen(store: Store | None) -> StoreSight | None:
     if store is None:
         return None
     try:
-        return await look_into(store)
-    except (StoreUnavailable, StoreUnusable) as error:
-        log.warning("store.unseen", error=str(error))
+        async with asyncio.timeout(STORE_PATIENCE):
+            return await look_into(store)
+    except (StoreUnavailable, StoreUnusable, TimeoutError) as error:
+        log.warning("store.unseen", error=str(error) or f"no answer within {STORE_PATIENCE:g} s")
         return None

@@ -14,7 +14,8 @@ import aiormq
 import pytest
 from aiormq.abc import AbstractConnection
 from aiormq.exceptions import ChannelAccessRefused
-from tests.faults import PASSWORD, cli, cli_environment, user
+from structlog.testing import capture_logs
+from tests.faults import PASSWORD, cli, cli_environment, logged, user
 from tests.gateways import door, submit
 from tests.rig import PATIENCE, Rig, eventually, publish
 
@@ -138,6 +139,12 @@ async def test_a_worker_runs_answers_buries_ages_and_hears_commands(rig: Rig, tm
         await is_refused(url, "read", f"{rig.settings.namespace}.replies.a", "billing")
 
 
+async def test_the_health_check_of_a_worker_needs_no_more_rights_than_a_worker(rig: Rig) -> None:
+    async with rig.worker(Site().app), role_of(rig, "worker") as url:
+        code, out, _ = await cli("doctor", **{**cli_environment(rig), "WARREN_AMQP_URL": url})
+        assert (code, "✗" in out) == (0, False), out
+
+
 async def test_a_gateway_takes_tasks_relays_them_and_reads_dead_letters(rig: Rig, tmp_path: Path) -> None:
     names, site = rig.names, Site()
     shared = f"sqlite:///{tmp_path / 'store.db'}"
@@ -196,6 +203,23 @@ async def test_an_operator_looks_cancels_and_sees_dead_letters(rig: Rig, tmp_pat
         await is_refused(url, "read", names.queue("echo"), names.ageing)
         await is_refused(url, "publish", names.events, names.dlx)
         await is_refused(url, "configure", names.dead, names.queue("other"))
+
+
+async def test_a_gateway_that_comes_before_the_first_worker_waits_for_it(rig: Rig, tmp_path: Path) -> None:
+    """It may not make the exchanges, and takes tasks in all the same."""
+    site, shared = Site(), f"sqlite:///{tmp_path / 'store.db'}"
+    async with (
+        role_of(rig, "gateway") as url,
+        door(shared, url, namespace=rig.settings.namespace) as gateway,
+    ):
+        caller = await gateway.caller("ada")
+        with capture_logs() as logs:
+            await eventually(lambda: logged(logs, "gateway.waits_for_worker"), "it waits")
+        await submit(caller, 7, agent_type="gated")
+        async with rig.worker(site.app):
+            await eventually(lambda: site.started == [7], "the task is relayed and runs")
+            await eventually(lambda: gateway.backend.heard.overview().counted == 1, "it hears the worker")
+            site.gate.set()
 
 
 async def test_topic_permissions_keep_heartbeats_for_workers(rig: Rig) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
@@ -17,10 +19,13 @@ from fastapi.routing import iter_route_contexts
 from structlog.testing import capture_logs
 from tests.gateways import API, Door, door, is_problem, submit, task
 from tests.rig import eventually
+from tests.stores import Cluster, new_database
 
 from warren.gateway.auth import COOKIE, TRUSTED
 from warren.gateway.rules import INCLUDES, RULES, Need
+from warren.store import Store
 from warren.store_keys import Role
+from warren.testing import TcpProxy
 
 ROLES: Final[tuple[Role, ...]] = ("metrics", "tenant", "operator", "admin")
 GUARDED: Final = sorted((method, path, need) for (method, path), need in RULES.items() if need != "nobody")
@@ -265,3 +270,41 @@ async def test_no_secret_is_logged(front: Door, capfd: pytest.CaptureFixture[str
     told = str(logs) + "".join(capfd.readouterr())
     assert WRONG not in told
     assert link.rpartition("=")[2] not in told
+
+
+@pytest.mark.parametrize("outage", ["refused", "frozen"])
+async def test_who_watches_is_told_that_the_store_is_away(
+    postgresql: Callable[[], Cluster], outage: str
+) -> None:
+    """A key that was good lets in to the metrics, and nowhere else, before Prometheus gives up (10 s)."""
+    url = await new_database(postgresql().url)
+    async with Store(url, migrate=True):
+        pass
+    parts = urlsplit(url)
+    async with TcpProxy(parts.hostname or "", parts.port or 0) as proxy:
+        through = parts._replace(netloc=f"{parts.username}@127.0.0.1:{proxy.port}").geturl()
+        async with door(through) as front:
+            watching, other = await front.caller("prometheus", "metrics"), await front.caller("boss", "admin")
+            for client in (watching, other):
+                assert "warren_store_up 1.0" in (await client.get("/metrics")).text
+            never_seen = (await front.keys.create("late", "metrics"))[1]
+            if outage == "refused":
+                proxy.refuse()
+                proxy.cut()
+            else:
+                proxy.pause()
+            await asyncio.sleep(TRUSTED)  # what passes is what was known for longer
+            asked_at = time.monotonic()
+            told = await watching.get("/metrics")
+            assert time.monotonic() - asked_at < 9
+            assert (told.status_code, "warren_store_up 0.0" in told.text) == (200, True), told.text
+            if outage == "refused":  # frozen, each of these takes as long as the store may
+                is_problem(await (await front.client(never_seen)).get("/metrics"), 503)
+                is_problem(await other.get(f"{API}/tasks"), 503)
+            proxy.accept()
+            proxy.resume()
+
+            async def is_back() -> bool:
+                return "warren_store_up 1.0" in (await watching.get("/metrics")).text
+
+            await eventually(is_back, "the store is back")

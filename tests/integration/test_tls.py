@@ -8,12 +8,14 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from tests.brokers import missing
+from tests import brokers
+from tests.brokers import Node, container, missing
 from tests.certificates import Authority
 from tests.stores import Cluster, binaries
 
@@ -21,12 +23,33 @@ from warren import Settings
 from warren.broker_local import free_port
 from warren.broker_node import PrivateNode, find_server
 from warren.bus import Connection
-from warren.errors import BrokerUnavailable, ConfigurationError, StoreUnusable
+from warren.errors import AccessRefused, BrokerUnavailable, ConfigurationError, StoreUnusable
 from warren.store import Store
+
+Found = tuple[str, brokers.TestBroker]  # an address but for its query, and the broker there
+NAME = "client"  # of our certificate, and so of our user
+
+
+def configuration(port: int | str, ca: Path | str, certificate: Path | str, key: Path | str) -> str:
+    """TLS that wants a certificate of its clients, who may log in with it."""
+    return f"""
+listeners.ssl.default = {port}
+ssl_options.cacertfile = {ca}
+ssl_options.certfile = {certificate}
+ssl_options.keyfile = {key}
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = EXTERNAL
+ssl_cert_login_from = common_name
+"""
+
+
+PLUGINS = "[rabbitmq_auth_mechanism_ssl].\n"
 
 
 class TlsNode(PrivateNode):
-    """A private node that listens with TLS as well, and wants a certificate of its clients."""
+    """A private node that listens with TLS as well."""
 
     def __init__(self, folder: Path, authority: Authority) -> None:
         super().__init__(folder)
@@ -35,17 +58,43 @@ class TlsNode(PrivateNode):
 
     def _write_files(self) -> None:
         super()._write_files()
-        certificate, key = self._authority.issue("server")
-        lines = [
-            f"listeners.ssl.default = 127.0.0.1:{self.tls_port}",
-            f"ssl_options.cacertfile = {self._authority.file}",
-            f"ssl_options.certfile = {certificate}",
-            f"ssl_options.keyfile = {key}",
-            "ssl_options.verify = verify_peer",
-            "ssl_options.fail_if_no_peer_cert = true",
-        ]
+        listener = f"127.0.0.1:{self.tls_port}"
         with (self.folder / "node.conf").open("a") as file:
-            file.write("\n".join(lines) + "\n")
+            file.write(configuration(listener, self._authority.file, *self._authority.issue("server")))
+        (self.folder / "plugins").write_text(PLUGINS)
+
+
+@contextmanager
+def tls_node(folder: Path, authority: Authority) -> Iterator[Found]:
+    if find_server() is None:
+        missing("classic", "there is no rabbitmq-server on this machine")
+    node = TlsNode(folder, authority)
+    try:
+        broker = Node(node)
+        yield broker.url.partition("@")[0].replace("amqp:", "amqps:") + f"@localhost:{node.tls_port}/", broker
+    finally:
+        node.stop()
+
+
+@contextmanager
+def tls_container(folder: Path, authority: Authority) -> Iterator[Found]:
+    for name, source in zip(
+        ("ca.pem", "server.pem", "server.key"), (authority.file, *authority.issue("server")), strict=True
+    ):
+        shutil.copy(source, folder / name)
+        (folder / name).chmod(0o644)  # for the image's user
+    folder.chmod(0o755)
+    where = "/etc/rabbitmq/tls"
+    files = (f"{where}/{name}" for name in ("ca.pem", "server.pem", "server.key"))
+    (folder / "tls.conf").write_text(configuration(5671, *files))
+    (folder / "plugins").write_text(PLUGINS)
+    mounts = {
+        folder: where,
+        folder / "tls.conf": "/etc/rabbitmq/conf.d/90-tls.conf",
+        folder / "plugins": "/etc/rabbitmq/enabled_plugins",
+    }
+    with container(mounts, ports=(5671,)) as broker:
+        yield f"amqps://guest:guest@localhost:{broker.ports[5671]}/", broker
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +107,19 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls") / "wrong")
 
 
-@pytest.fixture(scope="module")
-def broker_url(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[str]:
-    """The address of a broker with TLS, but for the query: the certificate is for `localhost`."""
-    if find_server() is None:
-        missing("classic", "there is no rabbitmq-server on this machine")
-    node = TlsNode(tmp_path_factory.mktemp("node"), authority)
-    try:
-        login = node.start().partition("@")[0].replace("amqp:", "amqps:")
-        yield f"{login}@localhost:{node.tls_port}/"
-    finally:
-        node.stop()
+@pytest.fixture(scope="module", params=["quorum", "classic"])
+def tls_broker(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, authority: Authority
+) -> Iterator[Found]:
+    """A broker with TLS, and its address but for the query: the certificate is for `localhost`."""
+    start = {"quorum": tls_container, "classic": tls_node}[request.param]
+    with start(tmp_path_factory.mktemp("broker"), authority) as found:
+        yield found
+
+
+@pytest.fixture
+def broker_url(tls_broker: Found) -> str:
+    return tls_broker[0]
 
 
 async def connect(url: str) -> None:
@@ -81,7 +132,7 @@ async def connect(url: str) -> None:
 
 
 def client(authority: Authority) -> str:
-    certificate, key = authority.issue("client")
+    certificate, key = authority.issue(NAME)
     return f"certfile={certificate}&keyfile={key}"
 
 
@@ -102,7 +153,7 @@ async def test_a_broker_that_is_not_trusted(
             BrokerUnavailable, match=r"not trusted: .*Name the CA with \?cafile=FILE"
         ) as caught:
             await connect(f"{broker_url}?{query}")
-        assert password not in str(caught.value)
+        assert f":{password}@" not in str(caught.value)
     by_number = broker_url.replace("localhost", "127.0.0.1")
     with pytest.raises(BrokerUnavailable, match=r"not trusted: .*127\.0\.0\.1"):
         await connect(f"{by_number}?cafile={authority.file}&{client(authority)}")
@@ -118,9 +169,10 @@ async def test_a_broker_that_wants_a_certificate_of_ours(
 
 
 async def test_a_certificate_is_for_the_host_as_it_is_written(
-    broker_url: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
+    tls_broker: Found, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the addresses of the host, or several hosts, are tried one by one."""
+    broker_url = tls_broker[0]
     real = socket.getaddrinfo
     numbers = {"localhost": ["127.0.0.2", "127.0.0.1"], "other.test": ["127.0.0.1"]}
 
@@ -159,6 +211,21 @@ async def test_a_server_that_goes_silent_after_the_tls_handshake_costs_its_time_
         finally:
             over.set()
             await serving
+
+
+async def test_a_certificate_instead_of_a_password(tls_broker: Found, authority: Authority) -> None:
+    url, broker = tls_broker
+    address = f"amqps://{url.partition('@')[2]}?auth=external&cafile={authority.file}&{client(authority)}"
+    with pytest.raises(AccessRefused, match=NAME):
+        await connect(address)
+    broker.ctl("add_user", NAME, "a password that nobody uses")
+    try:
+        with pytest.raises(AccessRefused, match=r"virtual host|vhost"):
+            await connect(address)
+        broker.ctl("set_permissions", NAME, "^$", "^$", "^amq.direct$")
+        await connect(address)
+    finally:
+        broker.ctl("delete_user", NAME)
 
 
 @pytest.mark.parametrize("query", ["cafile=/no/ca.pem", "certfile=/no/cert.pem"])

@@ -6,6 +6,7 @@ have the cookie of a session. Who comes without a good key is counted by address
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import time
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from warren.errors import StoreUnavailable
 from warren.gateway.limits import Buckets
 from warren.gateway.problems import ProblemError, later, not_found
 from warren.gateway.rules import INCLUDES, PROBES, methods_of, rule_for
@@ -26,6 +28,8 @@ COOKIE: Final = "warren_session"
 # Seconds for which a key that was good counts as good: so much longer works one that another process revokes.
 TRUSTED: Final = 2.0
 REMEMBERED: Final = 10_000  # keys and sessions
+METRICS: Final = "/metrics"
+STORE_PATIENCE: Final = 3.0  # seconds for the key of who asks for metrics: Prometheus gives up after 10
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="warren"'}
 # Whoever has an IPv6 address has 2^64 of them (RFC 4291, section 2.5.4).
@@ -87,6 +91,11 @@ class Guests:
                 self._known.popitem(last=False)
         return found
 
+    def remembered(self, shown: Shown) -> Key | None:
+        """The key as it was looked up last; None if it has expired, or any was revoked here since."""
+        _, asked_at, key = self._known.get(shown, (0.0, -1, None))
+        return key if key is not None and asked_at == self._forgotten and key.is_valid(time.time()) else None
+
     def forget(self) -> None:
         """Ask the store again: a key was revoked, or a session closed."""
         self._forgotten += 1
@@ -135,12 +144,26 @@ class Gatekeeper:
             raise ProblemError(401, "give a key: `Authorization: Bearer wk_…`", headers=CHALLENGE)
         if is_session and scope["method"] not in SAFE:
             refuse_other_sites(request)
-        key = await self._guests.key(shown, secret)
+        look_up = self._key_for_metrics if scope["path"] == METRICS else self._guests.key
+        key = await look_up(shown, secret)
         if key is None:
             raise ProblemError(401, "the key is wrong, expired or revoked", headers=CHALLENGE)
         if is_stranger:
             self._strangers.give_back(address)
         return Caller(key.key_id, key.user_id, key.role, shown.secret_hash if is_session else None)
+
+    async def _key_for_metrics(self, shown: Shown, secret: str) -> Key | None:
+        """The key as the store knows it, or as it was known last where the store does not answer.
+
+        The metrics tell that the store is away: Prometheus must not be locked out just then.
+        """
+        try:
+            async with asyncio.timeout(STORE_PATIENCE):
+                return await self._guests.key(shown, secret)
+        except (StoreUnavailable, TimeoutError) as error:
+            if key := self._guests.remembered(shown):
+                return key
+            raise StoreUnavailable(f"the store does not say whose key this is: {error}") from error
 
 
 def _secret_of(request: HTTPConnection) -> tuple[str, bool]:

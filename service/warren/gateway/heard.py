@@ -9,11 +9,13 @@ from contextlib import contextmanager, suppress
 from typing import Final
 from uuid import UUID
 
+import structlog
+
 from warren.bus import Connection
 from warren.bus_delivery import Delivery
 from warren.bus_subscription import Subscription
 from warren.descriptors import room_for_streams
-from warren.errors import StoreUnavailable
+from warren.errors import AccessRefused, BrokerUnavailable, StoreUnavailable
 from warren.gateway.auth import Caller
 from warren.gateway.listeners import Listener, Turns
 from warren.gateway.problems import later
@@ -34,6 +36,8 @@ CHUNK: Final = 500  # tasks, keys or sessions that one look asks for at once
 GUARD: Final = 2.0  # seconds between two looks whether those who listen still may, and for lost workers
 ENDED: Final = frozenset({"succeeded", "dead", "cancelled"})
 
+log = structlog.get_logger(__name__)
+
 
 class Heard:
     """The fleet's events, taken in once: workers, breakers that open, and tasks that are listened to."""
@@ -51,9 +55,10 @@ class Heard:
         self._look = asyncio.Event()
         self.turns = Turns()
         self._listening: Counter[str] = Counter()  # by user
+        self._connection, self._exchange = connection, Names(settings.namespace).events
         self._subscription = Subscription(
             connection,
-            Names(settings.namespace).events,
+            self._exchange,
             PATTERNS,
             f"{settings.namespace}.gateway",
             self._on_delivery,
@@ -122,8 +127,25 @@ class Heard:
     # -- loops --------------------------------------------------------------------------------------------
 
     async def listen(self) -> None:
-        """Take events in until cancelled. What is published while the broker is away is missed."""
-        await self._subscription.run()
+        """Take events in until cancelled. What is published while the broker is away is missed.
+
+        A gateway that may not declare the exchange waits for the first worker, which does.
+        """
+        while True:
+            try:
+                await self._subscription.run()
+            except AccessRefused as error:
+                if not await self._lacks_exchange():
+                    raise
+                log.warning("gateway.waits_for_worker", exchange=self._exchange, error=str(error))
+                await asyncio.sleep(GUARD)
+
+    async def _lacks_exchange(self) -> bool:
+        """Whether the exchange of events is not there; true where the broker cannot be asked."""
+        try:
+            return not await self._connection.has_exchange(self._exchange)
+        except BrokerUnavailable:
+            return True
 
     async def watch(self) -> None:
         """See which tasks have ended, for ever: the store knows, events may be missed or not be published."""
