@@ -19,16 +19,17 @@ environment:
 broker:
 	@deploy/setup broker
 
-check: environment  ## Check format, lint and types
+check: environment  ## Check format, lint, types and imports
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
+	$(RUN) lint-imports --no-cache
 
 test: environment broker  ## Run all tests; ARGS="-k breaker" narrows them
 	$(RUN) pytest $(ARGS)
 
 demo: environment broker  ## See it work: tasks, failures and recovery against a real broker
-	$(RUN) warren demo
+	$(RUN) python -m demo
 
 boxes: environment  ## Run compose.yaml in Docker: scaling, restarts, an upgrade, every alert; and the Kubernetes files
 	WARREN_TEST_BOXES=1 $(RUN) --with 'kubernetes-validate==1.37.0' pytest tests/boxes $(ARGS)

@@ -29,14 +29,14 @@ from rich.table import Table
 from sqlalchemy import select
 
 from warren import Settings
-from warren.replay import Progress, Replaying, begin
-from warren.store import Store
-from warren.store_dead import DeadIndex, Filter
-from warren.store_letters import Letter, Letters
-from warren.store_parcel import Parcel
-from warren.store_plan import Plan
-from warren.store_schema import tasks
-from warren.wire import new_id
+from warren.bus.messages import new_id
+from warren.client.replay import Progress, Replaying, begin
+from warren.store.database import Store
+from warren.store.dead_letter_rows import Letter, Letters
+from warren.store.dead_letters import DeadIndex, Filter
+from warren.store.replay_plan import Plan
+from warren.store.schema import tasks
+from warren.store.stored_message import Parcel
 
 SECONDS_PROMISE = 1.0  # for one `list` or `groups`
 MEMORY_PROMISE = 8 * 1024 * 1024  # bytes that a replay may hold more at its peak than before

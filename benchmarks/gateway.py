@@ -32,19 +32,20 @@ from uuid import uuid4
 
 import structlog
 import uvicorn
-from benchmarks.http_load import Answers, Load, ask
-from benchmarks.store import database
-from benchmarks.throughput import AGENT_TYPE, clean_up, prepare
 from fastapi import FastAPI, Request
 from pydantic import SecretStr
 from pydantic_core import from_json, to_json
 from rich.console import Console
 from rich.table import Table
-from tests.gateways import started
 
-from warren import Settings, broker
-from warren.store import Store
-from warren.store_keys import Keys
+from benchmarks.http_load import Answers, Load, ask
+from benchmarks.store import database
+from benchmarks.throughput import AGENT_TYPE, clean_up, prepare
+from tests.gateways import started
+from warren import Settings
+from warren.store.database import Store
+from warren.store.keys import Keys
+from warren.support.local_broker import find as broker
 
 PATH = "/api/v1/tasks"
 LIST = 100  # tasks in a list

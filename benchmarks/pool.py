@@ -20,8 +20,8 @@ from typing import Final
 import uvloop
 
 from warren import Settings, Warren
-from warren.agents import AgentSpec
-from warren.pool import Pool
+from warren.agents.app import AgentSpec
+from warren.worker.pool.pool import Pool
 
 LEASE_PROMISE: Final = 10e-6  # seconds for a lease and its release
 MEMORY_PROMISE: Final = 10 * 1024 * 1024  # bytes for AGENTS idle agents

@@ -28,12 +28,12 @@ from typing import TypeAlias
 import asyncpg
 from rich.console import Console
 from rich.table import Table
-from tests.stores import GIVEN, binaries, cluster, new_database
 
-from warren.store import Store
-from warren.store_databases import BUSY_TIMEOUT
-from warren.store_finish import ANY_END, Entry, Postgresql, Sqlite
-from warren.wire import new_id
+from tests.stores import GIVEN, binaries, cluster, new_database
+from warren.bus.messages import new_id
+from warren.store.commit_group import ANY_END, Entry, Postgresql, Sqlite
+from warren.store.database import Store
+from warren.store.drivers import BUSY_TIMEOUT
 
 PROMISE = 0.5
 COLUMNS = (*ANY_END, "crashes", "finished_at", "updated_at")

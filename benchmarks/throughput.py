@@ -30,13 +30,14 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
-from warren import Client, Settings, Warren, broker
-from warren.bus import Connection
-from warren.client import IN_FLIGHT, make_task
-from warren.runtime import spare_the_collector
-from warren.topology import Names, topology
-from warren.wire import task_message
-from warren.worker import Worker
+from warren import Client, Settings, Warren
+from warren.bus.connection import Connection
+from warren.bus.messages import task_message
+from warren.bus.topology import Names, topology
+from warren.cli.runtime import spare_the_collector
+from warren.client.client import IN_FLIGHT, make_task
+from warren.support.local_broker import find as broker
+from warren.worker.worker import Worker
 from warren_schemas import Task
 
 CONSUME_PROMISE = 0.6

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import pytest
 
-from warren.broker_node import PrivateNode, find_server
+from warren.support.local_broker.node import PrivateNode, find_server
 
 IMAGE = os.environ.get("WARREN_TEST_RABBITMQ_IMAGE", "rabbitmq:4.3-management")
 REQUIRED = os.environ.get("WARREN_TEST_REQUIRE", "").split()

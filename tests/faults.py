@@ -20,7 +20,7 @@ from pamqp.header import ContentHeader
 
 from tests.rig import Rig
 from warren import Warren
-from warren.testing import TcpProxy
+from warren.testing.proxy import TcpProxy
 from warren_schemas import DeadLetterHeaders, Result
 
 Logs = list[MutableMapping[str, Any]]

@@ -17,7 +17,7 @@ from tests.faults import start_cli
 from tests.rig import PATIENCE, QUICK, eventually
 from warren import Settings
 from warren.gateway.server import Gateway, opened
-from warren.store_keys import Keys, Role
+from warren.store.keys import Keys, Role
 
 NOWHERE = "amqp://warren:secret@127.0.0.1:1/"  # nothing listens there
 API = "/api/v1"

@@ -8,9 +8,9 @@ from typing import Any
 from uuid import uuid4
 
 from warren import Context
-from warren.memory import Memory
-from warren.records import begun
-from warren.wire import Key
+from warren.agents.steps import Memory
+from warren.bus.messages import Key
+from warren.worker.records import begun
 from warren_schemas import Task
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

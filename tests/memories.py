@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from warren.memory import Memory
-from warren.records import begun
-from warren.wire import Key
+from warren.agents.steps import Memory
+from warren.bus.messages import Key
+from warren.worker.records import begun
 from warren_schemas import Task
 
 LIMIT = 1000  # bytes

@@ -15,8 +15,8 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 
 from tests.brokers import TestBroker
 from warren import Client, Settings, Warren
-from warren.topology import Names
-from warren.worker import Worker
+from warren.bus.topology import Names
+from warren.worker.worker import Worker
 from warren_schemas import Event
 
 PATIENCE = 60.0  # seconds until a wait gives up: far over what anything takes, even on a busy machine

@@ -23,10 +23,10 @@ from sqlalchemy import Connection, Engine, Executable
 
 from tests.brokers import missing
 from warren.errors import StoreRefused
-from warren.store import Store
-from warren.store_finish import Entry, Verdict
-from warren.store_ledger import Ledger
-from warren.store_writes import Write
+from warren.store.commit_group import Entry, Verdict
+from warren.store.database import Store
+from warren.store.ledger import Ledger
+from warren.store.run_writes import Write
 
 GIVEN = os.environ.get("WARREN_TEST_POSTGRES_URL")
 

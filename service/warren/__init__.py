@@ -1,11 +1,11 @@
 """Warren runs AI agents, and any other background work, as a fault-tolerant service on RabbitMQ."""
 
-from warren.agent import Agent
-from warren.agents import Warren
-from warren.command_agent import CommandAgent
-from warren.context import BlockingContext, Context
+from warren.agents.app import Warren
+from warren.agents.base import Agent
+from warren.agents.command import CommandAgent
+from warren.agents.context import BlockingContext, Context
+from warren.agents.http import HttpAgent
 from warren.errors import Reject, RetryAfter, WarrenError
-from warren.http_agent import HttpAgent
 from warren.settings import Settings
 
 __all__ = [
@@ -13,4 +13,4 @@ __all__ = [
     "Settings", "Warren", "WarrenError",
 ]  # fmt: skip
 
-from warren.client import Client
+from warren.client.client import Client

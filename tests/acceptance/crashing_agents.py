@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from aiormq.channel import Channel
-from tests.acceptance.agents import Work, note
 
-from warren import Context, Reject, RetryAfter, Warren, store_outbox
-from warren.bus import Message
-from warren.bus_publisher import Publisher
-from warren.store_finish import Entry, Verdict
-from warren.store_ledger import Ledger
-from warren.store_outbox import Due, Outbox
-from warren.store_writes import Cancellation, GivenBack, Postponed, Write
+from tests.acceptance.agents import Work, note
+from warren import Context, Reject, RetryAfter, Warren
+from warren.bus.connection import Message
+from warren.bus.publisher import Publisher
+from warren.store import outbox as store_outbox
+from warren.store.commit_group import Entry, Verdict
+from warren.store.ledger import Ledger
+from warren.store.outbox import Due, Outbox
+from warren.store.run_writes import Cancellation, GivenBack, Postponed, Write
 
 LATER: Final = 0.3  # seconds
 LIFETIME: Final = 30  # seconds that a worker may take to reach its point; then it is killed by SIGALRM

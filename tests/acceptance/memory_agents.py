@@ -7,7 +7,6 @@ import os
 import signal
 
 from tests.acceptance.agents import GLANCE, Work, gated, note
-
 from warren import Context, Warren
 
 app = Warren()

@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 import pytest
-from tests.rig import Rig, eventually
 
+from tests.rig import Rig, eventually
 from warren import Client, Context, Warren
 from warren.errors import QueueFull
 

@@ -14,6 +14,7 @@ from uuid import uuid4
 import aiormq
 from aiormq import spec
 from aiormq.abc import AbstractChannel, DeliveredMessage
+
 from tests.acceptance.processes import Journal, worker_process
 from tests.rig import Rig, eventually
 

@@ -8,10 +8,9 @@ from time import perf_counter
 from typing import Final
 
 from tests.rig import Rig, eventually
-
 from warren import Client, Context, Warren
-from warren.client import make_task
-from warren.worker import Worker
+from warren.client.client import make_task
+from warren.worker.worker import Worker
 from warren_schemas import ATTEMPTS, Event
 
 RESET: Final = 0.2  # seconds from open to the next probe

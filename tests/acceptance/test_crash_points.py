@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.acceptance.processes import Journal, worker_process
 from tests.rig import Rig, eventually
-
 from warren import Client
-from warren.client import make_task
+from warren.client.client import make_task
 from warren.errors import UnknownAgentType
 from warren_schemas import Task
 

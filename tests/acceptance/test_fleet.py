@@ -10,9 +10,8 @@ from collections import Counter
 from tests.acceptance.processes import is_of, worker_process
 from tests.faults import echo_app
 from tests.rig import Rig, eventually
-
 from warren import Warren
-from warren.client import make_task
+from warren.client.client import make_task
 from warren_schemas import Event
 
 BEAT = 0.4  # seconds between two heartbeats

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, select
+
 from tests.acceptance.processes import Journal, is_of, worker_process
 from tests.rig import Rig, eventually
 from tests.stores import Cluster, execute, new_database
-
-from warren.client import make_task
-from warren.store import Store
-from warren.store_schema import steps
+from warren.client.client import make_task
+from warren.store.database import Store
+from warren.store.schema import steps
 from warren_schemas import Event
 
 FULL = 200  # tasks: the prefetch of a worker

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tests.fuzz.runner import Plan, Runner
 from tests.rig import Rig
 from tests.stores import GIVEN, Cluster

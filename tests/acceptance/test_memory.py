@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.acceptance.processes import Journal, worker_process
 from tests.rig import Rig, eventually
-
 from warren import Context, Warren
-from warren.client import make_task
+from warren.client.client import make_task
 from warren_schemas import Event
 
 BYSTANDERS = 199

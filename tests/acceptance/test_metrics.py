@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
+from demo import demo
+from demo.agents import AGENT_TYPE
 from tests.gateways import door
 from tests.rig import Rig, eventually
-
-from warren import demo
-from warren.demo_agents import AGENT_TYPE
 
 TASKS = 300
 EXACT = {"redelivered": "warren_task_redeliveries_total", "adopted": "warren_task_adoptions_total"}

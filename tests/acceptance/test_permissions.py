@@ -15,12 +15,12 @@ import pytest
 from aiormq.abc import AbstractConnection
 from aiormq.exceptions import ChannelAccessRefused
 from structlog.testing import capture_logs
+
 from tests.faults import PASSWORD, cli, cli_environment, logged, user
 from tests.gateways import door, submit
 from tests.rig import PATIENCE, Rig, eventually, publish
-
 from warren import Warren
-from warren.client import make_task
+from warren.client.client import make_task
 from warren_schemas import Event
 
 GUIDE: Final = Path(__file__).parents[2] / "docs" / "security.md"

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, get_args
 
 import pytest
-from tests.rig import Rig, eventually
 
+from tests.rig import Rig, eventually
 from warren import Client, Context, Warren
-from warren.client import make_task
+from warren.client.client import make_task
 from warren_schemas import AMQP_PRIORITY, Priority
 
 EACH: Final = 1000  # tasks of each class

@@ -14,13 +14,13 @@ from typing import Any
 
 import asyncpg
 import pytest
+
 from tests.acceptance.effect_agents import STEPS
 from tests.acceptance.processes import worker_process
 from tests.rig import Rig, eventually
 from tests.stores import Cluster, new_database
-
-from warren.client import make_task
-from warren.store import Store
+from warren.client.client import make_task
+from warren.store.database import Store
 from warren_schemas import Result
 
 WORKERS = 3

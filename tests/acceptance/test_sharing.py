@@ -6,9 +6,8 @@ import asyncio
 from collections import Counter
 
 from tests.rig import Rig, eventually
-
 from warren import Warren
-from warren.client import make_task
+from warren.client.client import make_task
 
 PREFETCH = 200
 BRIEFLY = 0.15  # seconds

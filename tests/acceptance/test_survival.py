@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+
 from tests.acceptance.processes import Journal, is_of, worker_process
 from tests.rig import PATIENCE, Rig, eventually
-
 from warren import Client, Warren
-from warren.client import make_task
+from warren.client.client import make_task
 from warren_schemas import ATTEMPTS
 
 SOON = PATIENCE  # far less than the timeouts that must not be waited for (to drain, to publish)

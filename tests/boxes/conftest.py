@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
 from tests.boxes.fleet import Fleet, build, have_compose, require_images
 
 

@@ -18,9 +18,9 @@ from uuid import uuid4
 import httpx
 import pytest
 import yaml
-from tests.rig import eventually
 
-from warren.broker_local import free_port
+from tests.rig import eventually
+from warren.support.local_broker.base import free_port
 
 ROOT: Final = Path(__file__).parents[2]
 IMAGE: Final = "warren:local"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from tests.boxes.fleet import PATIENCE, Fleet, build, run
 from tests.rig import eventually
-
 from warren import Client, Settings
 from warren.errors import AccessRefused
 

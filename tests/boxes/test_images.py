@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from tests.boxes.fleet import IMAGE, ROOT, Fleet, run
 
 GUIDE = ROOT / "docs" / "operations.md"

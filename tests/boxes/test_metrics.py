@@ -10,9 +10,8 @@ from functools import partial
 
 from tests.boxes.fleet import PATIENCE, ROOT, Fleet, run
 from tests.rig import eventually
-
 from warren import Client, Settings
-from warren.client import make_task
+from warren.client.client import make_task
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "warren.json"
 

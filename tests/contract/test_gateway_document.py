@@ -12,10 +12,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from jsonschema import Draft202012Validator, FormatChecker
+
 from tests.contracts import Witness
 from tests.gateways import API, Door, door
-
-from warren.gateway.rules import PROBES, RULES
+from warren.gateway.middleware.rules import PROBES, RULES
 
 # Served, and not in the document: itself, and HEAD, which is GET without its body (RFC 9110, section 9.3.2).
 DOCUMENT: Final = f"{API}/openapi.json"

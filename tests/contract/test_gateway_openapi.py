@@ -12,12 +12,12 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode, checks
+
 from tests.gateways import API, Door, door
 from tests.integration.test_gateway_tasks import migrated
 from tests.rig import PATIENCE
 from tests.stores import Cluster, new_database
-
-from warren.gateway.rules import RULES
+from warren.gateway.middleware.rules import RULES
 
 EXAMPLES: Final = 25  # of each operation
 FEWER: Final = 8  # where all operations are asked in one test

@@ -11,9 +11,9 @@ import yaml
 from jsonschema import Draft202012Validator, FormatChecker
 from pydantic import BaseModel, ValidationError
 
-from warren.schemas import MODELS, asyncapi, json_schemas, write
+from warren.bus.topology import topology
+from warren.cli.schemas import MODELS, asyncapi, json_schemas, write
 from warren.settings import Settings
-from warren.topology import topology
 from warren_schemas import STATES, Event, Kind, State, Task
 
 COMMITTED = Path(__file__).parents[2] / "schemas"

@@ -26,9 +26,9 @@ from tests.fuzz.rows import Row, TextOfBytes
 from tests.fuzz.shapes import VICTIMS, Input, Request, World
 from tests.stores import new_database
 from warren import Client, Settings
-from warren.store import Store
-from warren.store_keys import Keys
-from warren.topology import topology
+from warren.bus.topology import topology
+from warren.store.database import Store
+from warren.store.keys import Keys
 
 PATIENCE: Final = 30.0  # seconds that a bystander's task or a request may take
 COMMAND_PATIENCE: Final = 120.0  # a command imports much, and the machine is busy

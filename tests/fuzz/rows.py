@@ -12,7 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Column, Float, Integer, LargeBinary, String, TypeDecorator, Uuid
 
 from tests.fuzz.values import FLOATS, INT_32, INT_64, TEXTS, Told, nested, some_uuid
-from warren.store_schema import metadata
+from warren.store.schema import metadata
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from tests.fuzz.amqp import Publish
 from tests.fuzz.rows import Row
-from warren.topology import Names
+from warren.bus.topology import Names
 
 VICTIMS: Final = ("echo", "fail", "refuse", "later", "remember", "blocking", "strict")
 API: Final = "/api/v1"

@@ -17,28 +17,28 @@ from uuid import UUID
 
 from aiormq import spec
 
-from warren.answers import Answers
-from warren.bus import Message
-from warren.bus_delivery import Delivery
-from warren.committer import Committer
-from warren.memory import Memory
-from warren.outcome import Outcome
-from warren.publishing import RetryingPublisher
-from warren.pulse import Pulse
-from warren.records import begun
-from warren.relay import Relay
-from warren.runs import Run, Runs
+from warren.agents.steps import Memory
+from warren.bus.connection import Message
+from warren.bus.delivery import Delivery
+from warren.bus.messages import Key, attempts_of, decode, dispatch_of, key_of
+from warren.bus.retrying_publisher import RetryingPublisher
+from warren.bus.topology import Names
+from warren.fleet.counters import Tally
 from warren.settings import Settings
-from warren.settlement import Planner, Subject
-from warren.store import Store
-from warren.store_finish import Verdict
-from warren.store_ledger import Entry, Ledger
-from warren.store_outbox import Outbox
-from warren.store_writes import Write, run_of
-from warren.takeover import Takeover
-from warren.tally import Tally
-from warren.topology import Names
-from warren.wire import Key, attempts_of, decode, dispatch_of, key_of
+from warren.store.commit_group import Verdict
+from warren.store.database import Store
+from warren.store.ledger import Entry, Ledger
+from warren.store.outbox import Outbox
+from warren.store.run_writes import Write, run_of
+from warren.support.stall_detector import Pulse
+from warren.worker.answers import Answers
+from warren.worker.committer import Committer
+from warren.worker.in_flight import Run, Runs
+from warren.worker.outcome import Outcome
+from warren.worker.records import begun
+from warren.worker.redelivery import Takeover
+from warren.worker.relay import Relay
+from warren.worker.settlement import Planner, Subject
 
 # Whoever is killed so often is innocent here.
 SETTINGS = Settings(namespace="model", crash_limit=1_000_000)

@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+
 from tests.faults import cli, cli_environment, start_cli
 from tests.languages import EXAMPLES
 from tests.rig import Rig, eventually
-
 from warren.errors import TaskFailed
 
 

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 
 import pytest
 from structlog.testing import capture_logs
+
 from tests.faults import Logs, echo_app, logged, user
 from tests.rig import PATIENCE, Rig, eventually
-
-from warren import answers
-from warren.client import make_task
-from warren.worker import Worker
+from warren.client.client import make_task
+from warren.worker import answers
+from warren.worker.worker import Worker
 
 ALL: Final = ".*"
 NO_ANSWERS: Final = r"^(?!amq\.default$).*"

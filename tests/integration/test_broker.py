@@ -20,13 +20,13 @@ import aio_pika
 import pytest
 from pydantic import SecretStr
 
-from warren import broker as launcher
-from warren import broker_node
-from warren.broker import Broker, PrivateNode, broker_folder, ensure, locate, stop
-from warren.broker_docker import Container
-from warren.broker_node import find_server
 from warren.errors import BrokerError, BrokerNotFound, BrokerUnavailable
 from warren.settings import Settings
+from warren.support.local_broker import find as launcher
+from warren.support.local_broker import node as broker_node
+from warren.support.local_broker.docker import Container
+from warren.support.local_broker.find import Broker, PrivateNode, broker_folder, ensure, locate, stop
+from warren.support.local_broker.node import find_server
 
 REQUIRED = os.environ.get("WARREN_TEST_REQUIRE", "").split()
 IMAGE = os.environ.get("WARREN_TEST_RABBITMQ_IMAGE", "rabbitmq:4.3-management")

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 
 import pytest
 from structlog.testing import capture_logs
+
 from tests.faults import PASSWORD, Logs, counting_app, declared, echo_app, logged, proxy_of, running, user
 from tests.rig import Rig, eventually
-
 from warren import Settings, Warren
-from warren.bus import Connection
-from warren.client import make_task
+from warren.bus.connection import Connection
+from warren.client.client import make_task
 from warren.errors import (
     AccessRefused,
     BrokerUnavailable,
@@ -24,7 +24,7 @@ from warren.errors import (
     QueueMismatch,
     WarrenError,
 )
-from warren.worker import Worker
+from warren.worker.worker import Worker
 from warren_schemas import REPUBLISHED
 
 NOTHING = "^$"

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from aiormq.abc import AbstractChannel
-from tests.rig import Rig
 
-from warren.bus import Connection
+from tests.rig import Rig
+from warren.bus.connection import Connection
 from warren.errors import NotDeclared
-from warren.loops import Loops
+from warren.support.loops import Loops
 
 
 async def test_a_cancelled_request_leaves_the_connection_whole(rig: Rig) -> None:

@@ -9,12 +9,12 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from tests.faults import cli, cli_environment, cli_into_nothing, declared, echo_app, start_cli
 from tests.integration.test_store_replay import dead
 from tests.rig import Rig, eventually
-
-from warren.store import Store
-from warren.store_letters import Letters
+from warren.store.database import Store
+from warren.store.dead_letter_rows import Letters
 
 SECRET = "do-not-print-me"
 NOWHERE = {"WARREN_AMQP_URL": f"amqp://somebody:{SECRET}@127.0.0.1:9/"}

@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.faults import cli
 
-from warren.store import Store
-from warren.store_audit import Audit
-from warren.store_keys import Keys
+from tests.faults import cli
+from warren.store.audit import Audit
+from warren.store.database import Store
+from warren.store.keys import Keys
 
 ACCOUNT = pwd.getpwuid(os.getuid()).pw_name
 

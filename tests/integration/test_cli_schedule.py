@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.faults import cli
 
-from warren.store import Store
-from warren.store_schedules import Schedules
+from tests.faults import cli
+from warren.store.database import Store
+from warren.store.schedules import Schedules
 
 
 @pytest.fixture

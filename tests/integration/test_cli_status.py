@@ -9,7 +9,6 @@ from typing import Any
 
 from tests.faults import cli, cli_environment, echo_app, running, start_cli
 from tests.rig import Rig, eventually
-
 from warren import Client
 
 

@@ -6,12 +6,12 @@ import asyncio
 from uuid import uuid4
 
 import pytest
+
 from tests.faults import user
 from tests.rig import Rig, eventually
-
 from warren import Client, Warren
-from warren.bus import Message
-from warren.client import make_task
+from warren.bus.connection import Message
+from warren.client.client import make_task
 from warren.errors import AccessRefused, ConfigurationError, InvalidResult, InvalidTask
 
 

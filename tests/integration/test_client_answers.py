@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
+
 from tests.faults import echo_app, logged, proxy_of
 from tests.rig import PATIENCE, Rig, eventually
-
 from warren import Client, Context, Warren
-from warren.bus import Message
-from warren.bus_delivery import Delivery
-from warren.client import make_task
-from warren.client_answers import Awaited
+from warren.bus.connection import Message
+from warren.bus.delivery import Delivery
+from warren.client.answers import Awaited
+from warren.client.client import make_task
 from warren_schemas import Task
 
 

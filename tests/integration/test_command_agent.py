@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 from pydantic import JsonValue
+
 from tests.faults import record_of
 from tests.languages import EXAMPLES, context, descriptors, processes_of, processes_with, zombies
 from tests.rig import Rig, eventually
-
-from warren import CommandAgent, Context, Reject, RetryAfter, Warren, runtime
+from warren import CommandAgent, Context, Reject, RetryAfter, Warren
+from warren.cli import runtime
 from warren.errors import CommandFailed, TaskFailed
-from warren.failure import Failure
+from warren.support.failure import Failure
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 SECRET = "do-not-print-me"

@@ -11,13 +11,14 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from tests.rig import Rig, eventually, publish, task_body
 
-from warren import Warren, store_databases
-from warren import worker as worker_module
-from warren.store import Store
-from warren.store_archive import Archive
-from warren.worker import Worker
+from tests.rig import Rig, eventually, publish, task_body
+from warren import Warren
+from warren.store import drivers as store_databases
+from warren.store.database import Store
+from warren.store.task_records import Archive
+from warren.worker import worker as worker_module
+from warren.worker.worker import Worker
 from warren_schemas import REPUBLISHED
 
 OVERTAKEN = """

@@ -12,14 +12,16 @@ from urllib.parse import urlsplit
 import pytest
 from aiormq.exceptions import AMQPError
 from structlog.testing import capture_logs
+
 from tests.faults import declared, echo_app, logged, proxy_of, running, user
 from tests.rig import Rig, eventually, publish, task_body
-
-from warren import Client, Settings, Warren, bus_subscription, upkeep
-from warren.bus import Connection
+from warren import Client, Settings, Warren
+from warren.bus import subscription as bus_subscription
+from warren.bus import upkeep
+from warren.bus.connection import Connection
+from warren.bus.topology import Binding, Queue, Topology, exchanges
 from warren.errors import BrokerUnavailable
-from warren.topology import Binding, Queue, Topology, exchanges
-from warren.worker import Worker
+from warren.worker.worker import Worker
 from warren_schemas import Event
 
 ALL: Final = ".*"

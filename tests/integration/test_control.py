@@ -8,13 +8,13 @@ from uuid import uuid4
 
 import pytest
 from aiormq.exceptions import PublishError
-from tests.rig import Rig, eventually, publish
 
+from tests.rig import Rig, eventually, publish
 from warren import Warren
-from warren.client import make_task
+from warren.client.client import make_task
 from warren.errors import TaskFailed
-from warren.store import Store
-from warren.store_audit import Audit
+from warren.store.audit import Audit
+from warren.store.database import Store
 
 
 @pytest.fixture

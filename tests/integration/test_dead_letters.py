@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 from aiormq.abc import AbstractChannel, DeliveredMessage
+
 from tests.faults import cli, cli_environment, counting_app, declared, echo_app, record_of
 from tests.rig import Rig, eventually, publish, task_body
-
 from warren import Warren
-from warren.bus import Connection
-from warren.bus_publisher import Publisher
-from warren.client import make_task
-from warren.dead_letters import DeadLetter, DeadLetters, Selection
+from warren.bus.connection import Connection
+from warren.bus.publisher import Publisher
+from warren.client.client import make_task
+from warren.client.dead_queue import DeadLetter, DeadLetters, Selection
 from warren.errors import InvalidTask, UnknownAgentType
-from warren.loops import Loops
+from warren.support.loops import Loops
 from warren_schemas import ATTEMPTS, REASON, REPLAY, TRACEBACK, DeadLetterHeaders
 
 FAILURE_HEADERS = {str(field.alias) for field in DeadLetterHeaders.model_fields.values()} - {ATTEMPTS}

@@ -12,18 +12,18 @@ from uuid import UUID, uuid4
 
 import pytest
 from structlog.testing import capture_logs
+
 from tests.faults import declared, echo_app, logged, publish_bare
 from tests.integration.test_dead_letters import Moody, bury
 from tests.rig import Rig, eventually, publish, task_body
 from tests.stores import Cluster, new_database
-
-from warren import desk
-from warren.bus_delivery import Delivery
-from warren.client import make_task
-from warren.desk import letter_of
-from warren.store import Store
-from warren.store_dead import DeadIndex, DeadLetter, Filter
-from warren.store_letters import Letter
+from warren.bus.delivery import Delivery
+from warren.client.client import make_task
+from warren.store.database import Store
+from warren.store.dead_letter_rows import Letter
+from warren.store.dead_letters import DeadIndex, DeadLetter, Filter
+from warren.worker import dead_letter_intake as desk
+from warren.worker.dead_letter_intake import letter_of
 from warren_schemas import REASON, REPLAY
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
 from tests.faults import proxy_of
 from tests.rig import Rig, eventually, publish
-
 from warren import Warren
-from warren.testing import TcpProxy
-from warren.worker import Worker
+from warren.testing.proxy import TcpProxy
+from warren.worker.worker import Worker
 from warren_schemas import Event
 
 

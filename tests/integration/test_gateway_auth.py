@@ -17,15 +17,15 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from structlog.testing import capture_logs
+
 from tests.gateways import API, Door, door, is_problem, submit, task
 from tests.rig import eventually
 from tests.stores import Cluster, new_database
-
-from warren.gateway.auth import COOKIE, TRUSTED
-from warren.gateway.rules import INCLUDES, RULES, Need
-from warren.store import Store
-from warren.store_keys import Role
-from warren.testing import TcpProxy
+from warren.gateway.middleware.authentication import COOKIE, TRUSTED
+from warren.gateway.middleware.rules import INCLUDES, RULES, Need
+from warren.store.database import Store
+from warren.store.keys import Role
+from warren.testing.proxy import TcpProxy
 
 ROLES: Final[tuple[Role, ...]] = ("metrics", "tenant", "operator", "admin")
 GUARDED: Final = sorted((method, path, need) for (method, path), need in RULES.items() if need != "nobody")

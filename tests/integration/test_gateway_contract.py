@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import httpx
 import pytest
+
 from tests.gateways import API, Door, door, is_problem, submit, task
 from tests.integration.test_gateway_tasks import store_url
 from tests.integration.test_store import entry

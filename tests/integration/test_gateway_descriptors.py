@@ -10,11 +10,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from tests.gateways import API, NOWHERE, started, submit
 from tests.rig import PATIENCE
-
-from warren.store import Store
-from warren.store_keys import Keys
+from warren.store.database import Store
+from warren.store.keys import Keys
 
 HARD, STREAMS, AT_ONCE = 256, 300, 20
 OF_ONE = HARD * 3 // 4 // 2  # streams of one user: half of what streams may take

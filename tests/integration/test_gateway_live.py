@@ -14,14 +14,14 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.faults import cli_environment, echo_app, proxy_of, start_cli
 from tests.gateways import API, NOWHERE, Door, door, is_problem, started, status, stream, submit, task
 from tests.integration.test_dead_letters import Moody
 from tests.rig import PATIENCE, Rig, eventually
-
 from warren import CommandAgent, Context, Warren
-from warren.store import Store
-from warren.store_keys import Keys
+from warren.store.database import Store
+from warren.store.keys import Keys
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ async def test_a_replay_is_resumed_by_another_gateway(rig: Rig, store_url: str) 
 
 
 async def test_slow_readers_cost_no_more_the_longer_they_wait(rig: Rig, store_url: str) -> None:
-    from warren.gateway.listeners import KEPT
+    from warren.gateway.live.listeners import KEPT
 
     app, go = Warren(), asyncio.Event()
 

@@ -10,11 +10,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
 from tests.gateways import API, Door, door, is_problem, status, submit, task
 from tests.rig import eventually
 from tests.stores import Cluster, cluster, new_database
-
-from warren.store import Store
+from warren.store.database import Store
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

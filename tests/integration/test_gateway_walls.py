@@ -11,15 +11,15 @@ from pathlib import Path
 import httpx
 import pytest
 from structlog.testing import capture_logs
+
 from tests.gateways import API, Door, door, is_problem, stream, submit, task
 from tests.rig import PATIENCE, eventually
-
-from warren.gateway import walls
-from warren.gateway.auth import COOKIE, Guests, Shown
-from warren.gateway.heard import GUARD
-from warren.gateway.rules import PROBES
-from warren.store import Store
-from warren.store_keys import Key, Keys, hash_of
+from warren.gateway.live.broadcast import GUARD
+from warren.gateway.middleware import requests as walls
+from warren.gateway.middleware.authentication import COOKIE, Guests, Shown
+from warren.gateway.middleware.rules import PROBES
+from warren.store.database import Store
+from warren.store.keys import Key, Keys, hash_of
 
 WRONG = f"wk_0123456789ab_{'x' * 43}"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.rig import Rig, eventually, publish, task_body
 
+from tests.rig import Rig, eventually, publish, task_body
 from warren import Context, RetryAfter, Warren
-from warren.client import make_task
+from warren.client.client import make_task
 from warren.errors import TaskFailed
 from warren_schemas import REPUBLISHED
 

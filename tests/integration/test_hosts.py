@@ -11,14 +11,16 @@ from typing import Any, TypeVar
 
 import pytest
 from structlog.testing import capture_logs
+
 from tests.faults import PASSWORD, cli, cli_environment, echo_app, logged, proxy_of, running
 from tests.rig import Rig, eventually
-
-from warren import Settings, bus_hosts, testing
-from warren.addresses import Host, amqp_address
-from warren.broker_local import free_port
-from warren.bus import Connection
+from warren import Settings
+from warren.bus import hosts as bus_hosts
+from warren.bus.connection import Connection
 from warren.errors import AccessRefused, BrokerUnavailable
+from warren.settings.addresses import Host, amqp_address
+from warren.support.local_broker.base import free_port
+from warren.testing import proxy as testing
 
 T = TypeVar("T")
 Serve = Callable[[asyncio.StreamWriter], None]

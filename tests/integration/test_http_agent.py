@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+
 from tests.faults import record_of
 from tests.languages import EXAMPLES, context, descriptors
 from tests.rig import Rig, eventually
-
 from warren import Context, HttpAgent, Reject, RetryAfter, Warren
 from warren.errors import HttpFailed, TaskFailed
-from warren.failure import Failure
+from warren.support.failure import Failure
 
 SECRET = "do-not-print-me"
 

@@ -23,18 +23,19 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from tests.integration.model import SETTINGS, Broker, Channel, Copy, Death, ModelWorker, life_of
 
-from warren import store_outbox, takeover
-from warren.client import make_task
+from tests.integration.model import SETTINGS, Broker, Channel, Copy, Death, ModelWorker, life_of
+from warren.bus.messages import Key, again, attempts_of, carried_along, decode, new_id, task_message
+from warren.bus.topology import Names
+from warren.client.client import make_task
 from warren.errors import FenceLost
-from warren.failure import Failure
-from warren.outcome import Dead, Outcome, Released, RetryLater, Succeeded, Superseded
-from warren.runs import Run
-from warren.store import Store
-from warren.store_outbox import LEASE
-from warren.topology import Names
-from warren.wire import Key, again, attempts_of, carried_along, decode, new_id, task_message
+from warren.store import outbox as store_outbox
+from warren.store.database import Store
+from warren.store.outbox import LEASE
+from warren.support.failure import Failure
+from warren.worker import redelivery as takeover
+from warren.worker.in_flight import Run
+from warren.worker.outcome import Dead, Outcome, Released, RetryLater, Succeeded, Superseded
 from warren_schemas import ATTEMPTS, REPLAY
 
 T = TypeVar("T")
@@ -276,3 +277,21 @@ def test_nothing_is_lost_and_nothing_ends_twice_in_any_order(
         max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
     )
     run_state_machine_as_test(LifeOfATask, settings=many)
+
+
+def test_a_run_that_adopted_an_older_message_is_released_as_the_newer_one(
+    template: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_outbox, "time", clock)
+    life = LifeOfATask()
+    life.submit()
+    life.age(pick=0, again_too=True)
+    life.deliver(worker=0, pick=0)
+    life.end(pick=0, how="later", death="never")
+    life.relay(worker=0, death="never")
+    newer = max(range(2), key=lambda n: life_of(life.broker.ready[n])[1])
+    life.deliver(worker=0, pick=newer)
+    life.deliver(worker=0, pick=0)
+    life.end(pick=0, how="released", death="never")
+    life.nothing_is_lost()
+    life.teardown()

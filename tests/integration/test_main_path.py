@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.rig import Rig, eventually
 
+from tests.rig import Rig, eventually
 from warren import Context, Reject, Warren
-from warren.client import make_task
+from warren.client.client import make_task
 from warren.errors import TaskFailed
 from warren_schemas import DeadLetterHeaders
 

@@ -9,15 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
-from tests.rig import Rig, eventually, publish, task_body
 
+from tests.rig import Rig, eventually, publish, task_body
 from warren import Context, Reject, Warren
-from warren.bus import Connection
-from warren.client import make_task
-from warren.lookout import look_around
-from warren.metrics import Metrics
-from warren.store import Store
-from warren.worker import Worker
+from warren.bus.connection import Connection
+from warren.client.client import make_task
+from warren.fleet.metrics import Metrics
+from warren.fleet.snapshot import look_around
+from warren.store.database import Store
+from warren.worker.worker import Worker
 from warren_schemas import Event
 
 COUNTED = {  # by a worker: the metric, and its labels beside the agent type

@@ -14,15 +14,15 @@ from uuid import UUID
 
 import pytest
 from pydantic import JsonValue
+
 from tests.faults import declared
 from tests.rig import Rig, eventually, publish, task_body
-
 from warren import Context, RetryAfter, Warren
-from warren.client import make_task
+from warren.client.client import make_task
 from warren.errors import IdempotencyConflict, PublishTimeout, QueueFull, UnknownAgentType
-from warren.store import Store
-from warren.store_admission import Admission, Admitted, NewTask, QuotaExceeded
-from warren.testing import TcpProxy
+from warren.store.admission import Admission, Admitted, NewTask, QuotaExceeded
+from warren.store.database import Store
+from warren.testing.proxy import TcpProxy
 from warren_schemas import DISPATCH
 
 SOON = 1.0  # seconds: over the limit that a worker holds below

@@ -10,13 +10,14 @@ from typing import Any, Final
 
 import pytest
 from structlog.testing import capture_logs
+
 from tests.faults import logged
 from tests.rig import Rig, eventually
-
-from warren import Agent, Context, Reject, Warren, pool_life
-from warren.client import make_task
+from warren import Agent, Context, Reject, Warren
+from warren.client.client import make_task
 from warren.errors import TaskFailed
-from warren.worker import Worker
+from warren.worker.pool import lifecycle as pool_life
+from warren.worker.worker import Worker
 from warren_schemas import Event
 
 SHORT: Final = {"start_timeout": 0.1, "check_timeout": 0.1, "stop_timeout": 0.1, "recovery_interval": 0.1}

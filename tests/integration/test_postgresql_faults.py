@@ -12,11 +12,11 @@ from typing import Any
 
 import asyncpg
 import pytest
+
 from tests.rig import Rig, eventually
 from tests.stores import Cluster, new_database
-
 from warren import Client, Context, Warren
-from warren.store import Store
+from warren.store.database import Store
 from warren_schemas import Event
 
 PRODUCERS = 200  # tasks under way at any time

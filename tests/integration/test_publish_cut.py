@@ -9,11 +9,10 @@ from uuid import uuid4
 
 from tests.faults import running
 from tests.rig import Rig
-
-from warren.bus import Connection, Message
-from warren.bus_publisher import Publisher
-from warren.testing import TcpProxy
-from warren.topology import Queue, Topology
+from warren.bus.connection import Connection, Message
+from warren.bus.publisher import Publisher
+from warren.bus.topology import Queue, Topology
+from warren.testing.proxy import TcpProxy
 
 FAR_BELOW_THE_TIMEOUT = 10.0  # seconds; publish_timeout is 30
 

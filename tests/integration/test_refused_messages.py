@@ -9,11 +9,11 @@ from uuid import UUID, uuid4
 
 import pytest
 from structlog.testing import capture_logs
+
 from tests.faults import declared, echo_app, logged, replies, running
 from tests.rig import Rig, eventually, publish, task_body
-
-from warren.bus import Connection, Message
-from warren.bus_publisher import Publisher
+from warren.bus.connection import Connection, Message
+from warren.bus.publisher import Publisher
 from warren.errors import HeadersTooLarge, MessageRefused
 from warren_schemas import REASON, TRACESTATE
 

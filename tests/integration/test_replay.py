@@ -11,21 +11,21 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from typer.testing import CliRunner
+
 from tests.faults import at_a_terminal, cli, cli_environment, start_cli
 from tests.integration.test_dead_letters import Moody
 from tests.integration.test_desk import taken_in
 from tests.integration.test_store_dead import letter
 from tests.integration.test_store_replay import dead
 from tests.rig import Rig, eventually
-from typer.testing import CliRunner
-
 from warren import Context, Warren
-from warren.cli import cli as root
-from warren.client import make_task
-from warren.store import Store
-from warren.store_dead import DeadIndex, Filter
-from warren.store_letters import Letters
-from warren.store_parcel import Parcel
+from warren.cli.main import cli as root
+from warren.client.client import make_task
+from warren.store.database import Store
+from warren.store.dead_letter_rows import Letters
+from warren.store.dead_letters import DeadIndex, Filter
+from warren.store.stored_message import Parcel
 
 
 @pytest.fixture

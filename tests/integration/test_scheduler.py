@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 from structlog.testing import capture_logs
+
 from tests.faults import logged
 from tests.rig import Rig, eventually
 from tests.stores import execute
-
 from warren import Warren
-from warren.store import Store
-from warren.store_schedules import Schedule, Schedules
-from warren.store_schema import tasks
+from warren.store.database import Store
+from warren.store.schedules import Schedule, Schedules
+from warren.store.schema import tasks
 from warren_schemas import Task
 
 EVERY_SECOND = "* * * * * *"

@@ -15,19 +15,19 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, select
-from tests.stores import Cluster, execute, finish, new_database, write
 
-from warren.committer import GROUP
+from tests.stores import Cluster, execute, finish, new_database, write
+from warren.agents.steps import Memory
 from warren.errors import FenceLost, StoreUnavailable
-from warren.memory import Memory
-from warren.store import Store
-from warren.store_archive import Archive
-from warren.store_databases import transaction
-from warren.store_finish import Sqlite
-from warren.store_ledger import Entry, FailedAttempt, Ledger, Verdict
-from warren.store_parcel import Parcel
-from warren.store_schema import metadata, steps, tasks
-from warren.store_writes import GivenBack, Postponed
+from warren.store.commit_group import Sqlite
+from warren.store.database import Store
+from warren.store.drivers import transaction
+from warren.store.ledger import Entry, FailedAttempt, Ledger, Verdict
+from warren.store.run_writes import GivenBack, Postponed
+from warren.store.schema import metadata, steps, tasks
+from warren.store.stored_message import Parcel
+from warren.store.task_records import Archive
+from warren.worker.committer import GROUP
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

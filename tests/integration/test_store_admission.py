@@ -13,15 +13,16 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import event, select, text
+
 from tests.integration.test_store import entry, ledger_of, url
 from tests.rig import eventually
 from tests.stores import Cluster, engine_of, execute, finish, locked, new_database
-
-from warren.client import make_task
+from warren.bus.messages import due_message
+from warren.bus.topology import Names
+from warren.client.client import make_task
 from warren.errors import StoreRefused, StoreUnavailable
 from warren.settings import Settings
-from warren.store import Store
-from warren.store_admission import (
+from warren.store.admission import (
     Admission,
     Admitted,
     Conflict,
@@ -30,13 +31,12 @@ from warren.store_admission import (
     OutboxFull,
     QuotaExceeded,
 )
-from warren.store_control import Board
-from warren.store_dead import DeadIndex, Filter
-from warren.store_ledger import Ledger
-from warren.store_outbox import Due, Entrance, Outbox
-from warren.store_schema import tasks
-from warren.topology import Names
-from warren.wire import due_message
+from warren.store.control import Board
+from warren.store.database import Store
+from warren.store.dead_letters import DeadIndex, Filter
+from warren.store.ledger import Ledger
+from warren.store.outbox import Due, Entrance, Outbox
+from warren.store.schema import tasks
 from warren_schemas import DISPATCH, Task
 
 __all__ = ["url"]

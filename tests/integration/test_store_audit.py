@@ -11,23 +11,23 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import func, select, text, update
+
 from tests.faults import cli
 from tests.integration.test_store import url
 from tests.integration.test_store_dead import letter, store
 from tests.integration.test_store_replay import dead
 from tests.stores import execute
-
-from warren.replay import begin, resumable
-from warren.store import Store
-from warren.store_audit import Audit, Note
-from warren.store_control import Board
-from warren.store_dead import DeadIndex, Filter
-from warren.store_keys import Keys
-from warren.store_letters import Letters
-from warren.store_plan import Plan
-from warren.store_schedules import Schedule, Schedules
-from warren.store_schema import audit, keys, pauses, replays, schedules, tasks
-from warren.wire import new_id
+from warren.bus.messages import new_id
+from warren.client.replay import begin, resumable
+from warren.store.audit import Audit, Note
+from warren.store.control import Board
+from warren.store.database import Store
+from warren.store.dead_letter_rows import Letters
+from warren.store.dead_letters import DeadIndex, Filter
+from warren.store.keys import Keys
+from warren.store.replay_plan import Plan
+from warren.store.schedules import Schedule, Schedules
+from warren.store.schema import audit, keys, pauses, replays, schedules, tasks
 
 __all__ = ["store", "url"]
 
@@ -123,7 +123,7 @@ async def test_what_changes_nothing_leaves_no_row(store: Store) -> None:
 
 
 async def test_many_that_are_discarded_are_one_row(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("warren.store_dead.CHUNK", 2)
+    monkeypatch.setattr("warren.store.dead_letters.CHUNK", 2)
     await Letters(store).take_in([letter() for _ in range(5)])
     assert await DeadIndex(store).discard(Filter(), note=note("dead.discard")) == 5
     assert await written(store) == [("dead.discard", "dead letters")]

@@ -11,15 +11,15 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import select
+
 from tests.integration.test_store import entry, ledger_of, url
 from tests.stores import execute, finish
-
-from warren.store import Store
-from warren.store_dead import DeadIndex, Filter
-from warren.store_letters import Letter, Letters
-from warren.store_parcel import Parcel
-from warren.store_schema import tasks
-from warren.wire import new_id
+from warren.bus.messages import new_id
+from warren.store.database import Store
+from warren.store.dead_letter_rows import Letter, Letters
+from warren.store.dead_letters import DeadIndex, Filter
+from warren.store.schema import tasks
+from warren.store.stored_message import Parcel
 
 __all__ = ["url"]
 

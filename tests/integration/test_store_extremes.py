@@ -13,27 +13,27 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, text
+
 from tests.integration.test_store import entry, ledger_of, url
 from tests.stores import execute, finish, write
-
-from warren.cli_key import _until
+from warren.bus.messages import new_id
+from warren.cli.key import _until
 from warren.errors import FenceLost
-from warren.gateway.dead_letters import LetterView
-from warren.gateway.tasks import _summary
-from warren.store import Store
-from warren.store_archive import Archive
-from warren.store_columns import LARGEST
-from warren.store_control import Board
-from warren.store_dead import DeadIndex, Filter
-from warren.store_finish import Verdict
-from warren.store_keys import Key, Keys
-from warren.store_ledger import Ledger
-from warren.store_outbox import Outbox, waiting_row
-from warren.store_parcel import Parcel
-from warren.store_schema import tasks
-from warren.store_tasks import TaskList
-from warren.store_writes import Cancellation
-from warren.wire import new_id
+from warren.gateway.routes.dead_letters import LetterView
+from warren.gateway.routes.tasks import _summary
+from warren.store.columns import LARGEST
+from warren.store.commit_group import Verdict
+from warren.store.control import Board
+from warren.store.database import Store
+from warren.store.dead_letters import DeadIndex, Filter
+from warren.store.keys import Key, Keys
+from warren.store.ledger import Ledger
+from warren.store.outbox import Outbox, waiting_row
+from warren.store.run_writes import Cancellation
+from warren.store.schema import tasks
+from warren.store.stored_message import Parcel
+from warren.store.task_lists import TaskList
+from warren.store.task_records import Archive
 
 __all__ = ["url"]
 

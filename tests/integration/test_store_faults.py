@@ -14,17 +14,18 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import select
 from structlog.testing import capture_logs
+
 from tests.faults import logged
 from tests.integration.test_store import entry
 from tests.rig import Rig, eventually
 from tests.stores import Cluster, execute, finish, locked, new_database
-
-from warren import Context, Warren, store_databases
-from warren.client import make_task
+from warren import Context, Warren
+from warren.client.client import make_task
 from warren.errors import ConfigurationError, StoreBusy, StoreUnavailable, StoreUnusable
-from warren.store import Store
-from warren.store_ledger import Ledger
-from warren.store_schema import tasks
+from warren.store import drivers as store_databases
+from warren.store.database import Store
+from warren.store.ledger import Ledger
+from warren.store.schema import tasks
 
 TASKS = 40
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+
 from tests.integration.test_store import url
 from tests.stores import execute, written
-
 from warren.errors import ConfigurationError
-from warren.store import Store
-from warren.store_audit import Audit
-from warren.store_keys import SESSIONS, Keys, hash_of
-from warren.store_schema import keys as keys_table
-from warren.store_schema import sessions
-from warren.store_tasks import TaskList
+from warren.store.audit import Audit
+from warren.store.database import Store
+from warren.store.keys import SESSIONS, Keys, hash_of
+from warren.store.schema import keys as keys_table
+from warren.store.schema import sessions
+from warren.store.task_lists import TaskList
 
 __all__ = ["url"]
 
@@ -180,7 +180,7 @@ async def test_a_store_of_the_version_before_is_brought_up(tmp_path: Path) -> No
     from alembic import command
     from sqlalchemy import Connection, text
 
-    from warren.store import _alembic
+    from warren.store.database import _alembic
 
     def back(connection: Connection) -> None:
         command.downgrade(_alembic(connection), "0003")

@@ -9,15 +9,15 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import select
+
 from tests.integration.test_store import entry, ledger_of, url
 from tests.stores import execute, finish, locked, written
-
+from warren.agents.steps import Memory
 from warren.errors import FenceLost
-from warren.memory import Memory
-from warren.pulse import Pulse
-from warren.store_ledger import Ledger
-from warren.store_schema import RUNNING, tasks
-from warren.store_writes import GivenBack
+from warren.store.ledger import Ledger
+from warren.store.run_writes import GivenBack
+from warren.store.schema import RUNNING, tasks
+from warren.support.stall_detector import Pulse
 
 __all__ = ["url"]
 

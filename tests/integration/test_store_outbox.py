@@ -11,14 +11,14 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 from sqlalchemy.dialects import sqlite
+
 from tests.integration.test_store import ledger_of, url
 from tests.stores import execute
-
-from warren.store import Store
-from warren.store_ledger import Ledger
-from warren.store_outbox import LOADS, STANDING, Due, Outbox, _line, waiting_row
-from warren.store_parcel import Parcel
-from warren.store_schema import tasks
+from warren.store.database import Store
+from warren.store.ledger import Ledger
+from warren.store.outbox import LOADS, STANDING, Due, Outbox, _line, waiting_row
+from warren.store.schema import tasks
+from warren.store.stored_message import Parcel
 
 __all__ = ["url"]
 

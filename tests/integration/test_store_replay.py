@@ -10,21 +10,21 @@ from uuid import UUID
 import pytest
 from pydantic_core import to_json
 from sqlalchemy import select, update
+
 from tests.integration.test_store import entry, ledger_of, url
 from tests.integration.test_store_dead import change, letter, row_of, store
 from tests.stores import execute
-
 from warren import Settings
+from warren.bus.messages import new_id
+from warren.client.replay import Progress, Replaying, begin, resumable
 from warren.errors import ConfigurationError
-from warren.replay import Progress, Replaying, begin, resumable
-from warren.store import Store
-from warren.store_dead import DeadIndex, Filter
-from warren.store_letters import Letter, Letters
-from warren.store_parcel import Parcel
-from warren.store_plan import Plan
-from warren.store_replay import Fresh, Outcomes, Replay, Replays
-from warren.store_schema import replays, tasks
-from warren.wire import new_id
+from warren.store.database import Store
+from warren.store.dead_letter_rows import Letter, Letters
+from warren.store.dead_letters import DeadIndex, Filter
+from warren.store.replay_plan import Plan
+from warren.store.replays import Fresh, Outcomes, Replay, Replays
+from warren.store.schema import replays, tasks
+from warren.store.stored_message import Parcel
 
 __all__ = ["store", "url"]
 
@@ -305,7 +305,7 @@ async def change_rate(store: Store, replay_id: str, rate: float) -> None:
 
 
 async def test_no_more_are_open_than_the_living_can_bear(store: Store, monkeypatch: Any) -> None:
-    monkeypatch.setattr("warren.replay.OPEN", 50)
+    monkeypatch.setattr("warren.client.replay.OPEN", 50)
     await Letters(store).take_in([dead() for _ in range(200)])
     told: list[Progress] = []
     progress = await played(store, Plan(canary=0, rate=40, timeout=0.3), lambda _: None, told)

@@ -14,15 +14,15 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Connection, select, update
 from structlog.testing import capture_logs
+
 from tests.faults import logged
 from tests.stores import Cluster, execute, new_database
-
-from warren import cron
 from warren.errors import ConfigurationError
-from warren.store import Store
-from warren.store_ledger import Ledger
-from warren.store_schedules import BATCH, SKEW, Fired, Schedule, Schedules
-from warren.store_schema import SCHEDULED, schedules, tasks
+from warren.store.database import Store
+from warren.store.ledger import Ledger
+from warren.store.schedules import BATCH, SKEW, Fired, Schedule, Schedules
+from warren.store.schema import SCHEDULED, schedules, tasks
+from warren.support import cron
 from warren_schemas import Task
 
 T = TypeVar("T")

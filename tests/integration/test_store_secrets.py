@@ -12,12 +12,12 @@ from typing import Final
 
 import pytest
 from sqlalchemy import insert, text
-from tests.stores import Cluster, execute, new_database
 
-from warren.broker_local import private_folder
+from tests.stores import Cluster, execute, new_database
 from warren.errors import ConfigurationError, StoreRefused, StoreUnusable
-from warren.store import Store
-from warren.store_schema import tasks
+from warren.store.database import Store
+from warren.store.schema import tasks
+from warren.support.local_broker.base import private_folder
 
 SECRET: Final = f"hunter{1 + 1}"  # a traceback quotes the line that has it
 

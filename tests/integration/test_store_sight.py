@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 
 import pytest
+
 from tests.integration.test_store import url
 from tests.integration.test_store_dead import change, letter, store
-
-from warren.store import Store
-from warren.store_control import Board
-from warren.store_letters import Letters
-from warren.store_outbox import Entrance
-from warren.store_parcel import Parcel
-from warren.store_sight import look_into
-from warren.wire import new_id
+from warren.bus.messages import new_id
+from warren.store.control import Board
+from warren.store.database import Store
+from warren.store.dead_letter_rows import Letters
+from warren.store.outbox import Entrance
+from warren.store.statistics import look_into
+from warren.store.stored_message import Parcel
 
 __all__ = ["store", "url"]
 

@@ -9,17 +9,17 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import event
+
 from tests.integration.test_store import entry, ledger_of, url
 from tests.stores import engine_of, execute, finish
-
-from warren.client import make_task
-from warren.store import Store
-from warren.store_admission import Admission, NewTask
-from warren.store_control import Board
-from warren.store_outbox import waiting_row
-from warren.store_parcel import Parcel
-from warren.store_schema import tasks
-from warren.store_tasks import Position, TaskLine, TaskList
+from warren.client.client import make_task
+from warren.store.admission import Admission, NewTask
+from warren.store.control import Board
+from warren.store.database import Store
+from warren.store.outbox import waiting_row
+from warren.store.schema import tasks
+from warren.store.stored_message import Parcel
+from warren.store.task_lists import Position, TaskLine, TaskList
 
 __all__ = ["url"]
 

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.rig import eventually
 
-from warren.testing import TcpProxy
+from tests.rig import eventually
+from warren.testing.proxy import TcpProxy
 
 SOON = 5.0  # seconds: what happens at all happens in milliseconds
 NOTHING = 0.1  # seconds in which something that must not happen would have happened

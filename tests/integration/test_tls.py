@@ -14,17 +14,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+
 from tests import brokers
 from tests.brokers import Node, container, missing
 from tests.certificates import Authority
 from tests.stores import Cluster, binaries
-
 from warren import Settings
-from warren.broker_local import free_port
-from warren.broker_node import PrivateNode, find_server
-from warren.bus import Connection
+from warren.bus.connection import Connection
 from warren.errors import AccessRefused, BrokerUnavailable, ConfigurationError, StoreUnusable
-from warren.store import Store
+from warren.store.database import Store
+from warren.support.local_broker.base import free_port
+from warren.support.local_broker.node import PrivateNode, find_server
 
 Found = tuple[str, brokers.TestBroker]  # an address but for its query, and the broker there
 NAME = "client"  # of our certificate, and so of our user

@@ -18,16 +18,16 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from sqlalchemy import select
+
 from tests.faults import cli, cli_environment
 from tests.gateways import API, NOWHERE, door, started, task
 from tests.integration.test_desk import taken_in
 from tests.rig import PATIENCE, Rig, eventually, publish, task_body
 from tests.stores import execute
-
 from warren import Context, Reject, RetryAfter, Warren
-from warren.store import Store
-from warren.store_keys import Keys
-from warren.store_schema import tasks
+from warren.store.database import Store
+from warren.store.keys import Keys
+from warren.store.schema import tasks
 
 VENDOR = {"tracestate": "vendor=1"}
 FOREIGN = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

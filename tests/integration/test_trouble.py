@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from tests.rig import Rig, eventually
 
-from warren import Warren, trouble
-from warren.committer import Committer
+from tests.rig import Rig, eventually
+from warren import Warren
 from warren.errors import TaskFailed
-from warren.execution import Execution
-from warren.outcome import Outcome
+from warren.worker import trouble
+from warren.worker.committer import Committer
+from warren.worker.execution import Execution
+from warren.worker.outcome import Outcome
 
 CURSED = "cursed"
 

@@ -8,9 +8,9 @@ from typing import Any
 from uuid import uuid4
 
 from aiormq import spec
+
 from tests.integration.test_fleet import app_of, opened
 from tests.rig import Rig, eventually, publish, task_body
-
 from warren_schemas import Result
 
 

@@ -11,15 +11,17 @@ from uuid import UUID
 
 import pytest
 from structlog.testing import capture_logs
+
 from tests.faults import logged, replies
 from tests.integration.test_store import entry
 from tests.rig import PATIENCE, Rig, eventually, publish, task_body
 from tests.stores import Cluster, new_database
-
-from warren import Context, Warren, remembering, takeover
-from warren.memory import Memory
-from warren.store import Store
-from warren.store_ledger import Ledger
+from warren import Context, Warren
+from warren.agents.steps import Memory
+from warren.store.database import Store
+from warren.store.ledger import Ledger
+from warren.worker import redelivery as takeover
+from warren.worker import services as remembering
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

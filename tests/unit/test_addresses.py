@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from warren import Settings
-from warren.addresses import Address, Host, amqp_address, postgresql_address, without_password
 from warren.errors import ConfigurationError
-from warren.store import Store
+from warren.settings.addresses import Address, Host, amqp_address, postgresql_address, without_password
+from warren.store.database import Store
 
 SECRETS = [
     "hunter/2",

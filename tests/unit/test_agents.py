@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, BeforeValidator, ValidationError
-from tests.memories import forgetful
 
+from tests.memories import forgetful
 from warren import Agent, Context, Warren
-from warren.agent import FunctionAgent, ThreadAgent
-from warren.agents import AgentSpec, shares
+from warren.agents.app import AgentSpec, shares
+from warren.agents.base import FunctionAgent, ThreadAgent
 from warren.errors import AgentError
 from warren_schemas import Task
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.languages import EXAMPLES, context
 
-from warren import runtime
+from tests.languages import EXAMPLES, context
+from warren.cli import runtime
 from warren.errors import ConfigurationError
 
 SECRET = "do-not-print-me"

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from warren.breaker import SPREAD, Permit, Valve
+from warren.worker.breaker import SPREAD, Permit, Valve
 
 FAIL_MAX = 3
 RESET = 10.0

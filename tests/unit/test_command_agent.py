@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from warren import CommandAgent, Reject
-from warren.command_agent import json_of
+from warren.agents.command import json_of
 from warren.errors import AgentError
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warren import cron
 from warren.errors import ConfigurationError
+from warren.support import cron
 
 TIMES = st.floats(0, 4_000_000_000)  # until 2096
 

@@ -10,11 +10,11 @@ from uuid import UUID, uuid4
 import pytest
 from pydantic import JsonValue
 
-from warren.demo_agents import Analysis, analyse, fault_of, read, source_files
-from warren.demo_evidence import dead, steps_of, two_outcomes
-from warren.demo_journal import Attempt, Journal, StepNote, What, peak, run_twice, shared
+from demo.agents import Analysis, analyse, fault_of, read, source_files
+from demo.evidence import dead, steps_of, two_outcomes
+from demo.journal import Attempt, Journal, StepNote, What, peak, run_twice, shared
 from warren.errors import Reject
-from warren.store_archive import Step, TaskRecord
+from warren.store.task_records import Step, TaskRecord
 from warren_schemas import Result
 
 TASK = uuid4()

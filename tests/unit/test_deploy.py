@@ -12,10 +12,11 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from tests.unit.test_metrics import SIGHT, beat, metrics_of, samples
 
-from warren import Settings, runtime
-from warren.topology import Names
+from tests.unit.test_metrics import SIGHT, beat, metrics_of, samples
+from warren import Settings
+from warren.bus.topology import Names
+from warren.cli import runtime
 
 ROOT: Final = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"
@@ -258,6 +259,9 @@ def test_a_worker_has_time_to_drain(services: dict[str, Any]) -> None:
     assert seconds > Settings().drain_timeout
 
 
+ACCOUNTS = ("RABBITMQ", "WORKER", "GATEWAY", "OPERATOR", "PRODUCER", "LISTENER", "GRAFANA")
+
+
 def test_docker_agrees() -> None:
     docker = shutil.which("docker")
     if (
@@ -271,11 +275,7 @@ def test_docker_agrees() -> None:
         text=True,
         timeout=60,
         check=False,
-        env={
-            "WARREN_RABBITMQ_PASSWORD": "a",
-            "WARREN_GRAFANA_PASSWORD": "b",
-            "PATH": str(Path(docker).parent),
-        },
+        env={f"WARREN_{name}_PASSWORD": "a" for name in ACCOUNTS} | {"PATH": str(Path(docker).parent)},
     )
     assert done.returncode == 0, done.stderr
 

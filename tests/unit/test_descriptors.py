@@ -7,7 +7,7 @@ import sys
 
 SHOWS = """
 import resource
-from warren.descriptors import raise_limit, room_for_streams
+from warren.support.descriptors import raise_limit, room_for_streams
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 256))
 print(room_for_streams(), raise_limit(), resource.getrlimit(resource.RLIMIT_NOFILE), room_for_streams())
 """

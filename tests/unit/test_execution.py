@@ -14,16 +14,16 @@ from uuid import uuid4
 import pytest
 from pydantic import BeforeValidator
 from structlog.testing import capture_logs
+
 from tests.memories import forgetful
 from tests.rig import eventually
-
 from warren import Agent, BlockingContext, Context, Reject, RetryAfter, Settings, Warren
-from warren.breaker import Valve
 from warren.errors import AttemptOver, FenceLost, StepError
-from warren.execution import Execution, retry_delay
-from warren.failure import Failure
-from warren.outcome import BREAKER_OPEN, SHUTDOWN, Dead, Outcome, Released, Succeeded, Superseded
-from warren.pool import Pool
+from warren.support.failure import Failure
+from warren.worker.breaker import Valve
+from warren.worker.execution import Execution, retry_delay
+from warren.worker.outcome import BREAKER_OPEN, SHUTDOWN, Dead, Outcome, Released, Succeeded, Superseded
+from warren.worker.pool.pool import Pool
 from warren_schemas import Task
 
 SETTINGS = Settings(retry_initial_delay=0, retry_max_delay=0, breaker_reset_timeout=600)

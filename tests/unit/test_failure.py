@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from warren.failure import MESSAGE_BYTES, TRACEBACK_BYTES, Failure, message_of, what_does_not_fit
+from warren.support.failure import MESSAGE_BYTES, TRACEBACK_BYTES, Failure, message_of, what_does_not_fit
 
 SOURCE = """
 def fetch(error):

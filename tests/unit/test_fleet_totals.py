@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warren.fleet_totals import REMEMBERED, FleetTotals
-from warren.outcome import Cancelled, Released, Stale, Succeeded, Superseded
-from warren.tally import Tally
+from warren.fleet.counters import Tally
+from warren.fleet.totals import REMEMBERED, FleetTotals
+from warren.worker.outcome import Cancelled, Released, Stale, Succeeded, Superseded
 from warren_schemas import Event, State
 
 SINCE = datetime(2026, 11, 2, 9, 30, tzinfo=UTC)

@@ -9,13 +9,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from tests.unit.test_metrics import SIGHT, beat, metrics_of, samples, told
 
-from warren import peers as peers_module
-from warren.event_reader import LARGEST, LARGEST_REPORT, LONGEST_REASON, EventReader
-from warren.fleet_totals import MOST_AGENT_TYPES, FleetTotals
-from warren.overview import overview
-from warren.peers import MISSED, MOST, Peers
+from tests.unit.test_metrics import SIGHT, beat, metrics_of, samples, told
+from warren.fleet import membership as peers_module
+from warren.fleet.event_reader import LARGEST, LARGEST_REPORT, LONGEST_REASON, EventReader
+from warren.fleet.membership import MISSED, MOST, Peers
+from warren.fleet.overview import overview
+from warren.fleet.totals import MOST_AGENT_TYPES, FleetTotals
 from warren_schemas import Event
 
 HUGE = 10**400

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic_core import from_json
 
-from warren.bus_freight import Freight, weight
+from warren.worker.byte_budget import Freight, weight
 
 MIB = 1024 * 1024
 

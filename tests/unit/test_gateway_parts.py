@@ -10,12 +10,12 @@ from uuid import UUID
 
 import pytest
 
-from warren.gateway.auth import Caller, address_of
-from warren.gateway.limits import REMEMBERED, Buckets
-from warren.gateway.listeners import AT_ONCE, KEPT, Listener, Turns
+from warren.gateway.live.listeners import AT_ONCE, KEPT, Listener, Turns
+from warren.gateway.middleware.authentication import Caller, address_of
+from warren.gateway.middleware.limits import REMEMBERED, Buckets
+from warren.gateway.middleware.problems import INPUT_SHOWN, ProblemError
+from warren.gateway.middleware.rules import methods_of, rule_for
 from warren.gateway.models import cursor_of, place_of
-from warren.gateway.problems import INPUT_SHOWN, ProblemError
-from warren.gateway.rules import methods_of, rule_for
 from warren.gateway.server import is_loopback
 
 TASK = UUID("01932c07-209c-7b1f-8e4a-5f6d0c9b7a31")

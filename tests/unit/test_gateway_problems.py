@@ -31,6 +31,6 @@ def documented(text: str) -> Iterator[tuple[int, str]]:
 
 
 def test_the_documented_kinds_are_those_of_the_code() -> None:
-    found = {pair for module in CODE.glob("*.py") for pair in raised(module.read_text())}
+    found = {pair for module in CODE.rglob("*.py") for pair in raised(module.read_text())}
     assert (422, "store-refused") in found
     assert set(documented(HTTP.read_text())) == found

@@ -8,7 +8,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from warren.cli import cli
+from warren.cli.main import cli
 
 
 def commands(found: object, *names: str) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warren.histogram import BOUNDS, LABELS, Histogram, cumulative, label_for, quantile
+from warren.support.histogram import BOUNDS, LABELS, Histogram, cumulative, label_for, quantile
 
 
 def buckets_of(*observed: float) -> dict[str, float]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from warren import HttpAgent
+from warren.agents.http import retry_after, shown_url
 from warren.errors import AgentError
-from warren.http_agent import retry_after, shown_url
 
 SECRET = "do-not-print-me"
 NOON = 1_767_268_800.0  # Thu, 01 Jan 2026 12:00:00 GMT

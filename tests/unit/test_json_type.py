@@ -24,8 +24,8 @@ from pydantic import (
     ValidationError,
 )
 
-from warren.failure import what_does_not_fit
-from warren.json_type import JsonType
+from warren.agents.json_type import JsonType
+from warren.support.failure import what_does_not_fit
 
 
 class Colour(enum.Enum):

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import structlog
 
-from warren.output import WAITING, Forgiving
-from warren.runtime import configure_logging, configure_service
+from warren.cli.runtime import configure_logging, configure_service
 from warren.settings import Settings
+from warren.support.output import WAITING, Forgiving
 
 SECRET = "swordfish"
 

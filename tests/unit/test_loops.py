@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from warren.loops import Loops, cancellations, forget_cancellations, is_cancelled
+from warren.support.loops import Loops, cancellations, forget_cancellations, is_cancelled
 
 
 async def for_ever(ended: list[str], name: str) -> None:

@@ -7,11 +7,11 @@ from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel
-from tests.memories import LIMIT, forgetful
 
+from tests.memories import LIMIT, forgetful
+from warren.agents.steps import Memory
 from warren.errors import StepError
-from warren.memory import Memory
-from warren.store_ledger import Claim
+from warren.store.ledger import Claim
 from warren_schemas import Task
 
 

@@ -9,10 +9,10 @@ from uuid import uuid4
 from prometheus_client.parser import text_string_to_metric_families
 
 from warren import Settings
-from warren.bus import QueueState
-from warren.lookout import Sight
-from warren.metrics import Metrics
-from warren.store_sight import StoreSight
+from warren.bus.connection import QueueState
+from warren.fleet.metrics import Metrics
+from warren.fleet.snapshot import Sight
+from warren.store.statistics import StoreSight
 from warren_schemas import Event, State
 
 SINCE = datetime(2026, 11, 2, 9, 30, tzinfo=UTC)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from warren.bus_outage import FIRST, LONGEST, Rarely
+from warren.support.rare_log import FIRST, LONGEST, Rarely
 
 
 def test_it_is_said_at_once_and_then_ever_more_rarely() -> None:

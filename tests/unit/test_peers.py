@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from warren.overview import overview
-from warren.peers import REMEMBERED, Peers
+from warren.fleet.membership import REMEMBERED, Peers
+from warren.fleet.overview import overview
 from warren_schemas import Event, State
 
 INTERVAL = 5.0

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from tests.rig import eventually
 
-from warren import Agent, Reject, RetryAfter, Settings, Warren, pool_life
+from tests.rig import eventually
+from warren import Agent, Reject, RetryAfter, Settings, Warren
 from warren.errors import FenceLost, WarrenError
-from warren.failure import AgentRaised
-from warren.pool import Pool
+from warren.support.failure import AgentRaised
+from warren.worker.pool import lifecycle as pool_life
+from warren.worker.pool.pool import Pool
 
 QUICK: dict[str, Any] = {"start_timeout": 0.05, "check_timeout": 0.05, "stop_timeout": 0.05}
 ASKED: contextvars.ContextVar[str] = contextvars.ContextVar("asked", default="nobody")

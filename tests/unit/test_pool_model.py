@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from warren import Agent, Reject, Settings, Warren
-from warren.failure import AgentRaised
-from warren.pool import Pool
+from warren.support.failure import AgentRaised
+from warren.worker.pool.pool import Pool
 
 MAX_AGENTS, MAX_PER_USER, UNHEALTHY_AFTER = 3, 2, 2
 TYPES, USERS = ("browse", "function"), ("ada", "bo")

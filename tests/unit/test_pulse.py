@@ -10,13 +10,13 @@ import sys
 import pytest
 from structlog.testing import capture_logs
 
-from warren.pulse import AFTERMATH, Pulse, boot_time
+from warren.support.stall_detector import AFTERMATH, Pulse, boot_time
 
 LIMIT = 9.0  # seconds
 
 STANDS_STILL = """
 import os, signal
-from warren.pulse import Pulse
+from warren.support.stall_detector import Pulse
 pulse = Pulse(0.2)
 print(os.getpid(), flush=True)
 os.kill(os.getpid(), signal.SIGSTOP)

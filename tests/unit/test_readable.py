@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from warren.store_schema import readable
+from warren.store.schema import readable
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"NaN", b'"\\ud800"', b"\xff", b"[" * 5000])

@@ -6,10 +6,10 @@ from uuid import uuid4
 
 import pytest
 
-from warren.outcome import Succeeded
-from warren.records import begun, ended
-from warren.store_schema import LARGEST, fitting, tasks
-from warren.wire import Key
+from warren.bus.messages import Key
+from warren.store.schema import LARGEST, fitting, tasks
+from warren.worker.outcome import Succeeded
+from warren.worker.records import begun, ended
 from warren_schemas import Task
 
 

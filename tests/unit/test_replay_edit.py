@@ -9,8 +9,8 @@ from uuid import uuid4
 import pytest
 from pydantic import JsonValue
 
+from warren.client.replay_edit import edited, fresh, merged
 from warren.errors import InvalidTask
-from warren.replay_edit import edited, fresh, merged
 
 PAST, FUTURE = "2020-01-01T00:00:00Z", "2120-01-01T00:00:00Z"
 LIMIT = 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from warren import Settings
-from warren.replies import Replies
+from warren.bus.replies import Replies
 
 OURS = [
     "warren.tasks", "warren.tasks.browse", "warren.dead", "warren.ageing", "warren.dlx", "warren.events",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from warren.cli.runtime import load
 from warren.errors import ConfigurationError
-from warren.runtime import load
 
 APP = "from warren import Warren\napp = Warren()\n@app.agent({name!r})\nasync def agent() -> None: ...\n"
 

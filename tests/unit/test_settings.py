@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from warren import Settings
-from warren.cli_shared import read_settings
+from warren.cli.shared import read_settings
 from warren.errors import ConfigurationError
 from warren.settings import state_folder, without_password
 

@@ -11,10 +11,15 @@ from typing import Any, Final, cast
 import pytest
 from aiormq import spec
 
-from warren.bus import Message
-from warren.bus_delivery import Delivery
-from warren.failure import Failure
-from warren.outcome import (
+from warren.bus.connection import Message
+from warren.bus.delivery import Delivery
+from warren.bus.messages import LAST_IN_LINE, key_of, new_id
+from warren.bus.topology import Names
+from warren.settings import Settings
+from warren.store.commit_group import Entry
+from warren.store.run_writes import Cancellation, GivenBack, Postponed
+from warren.support.failure import Failure
+from warren.worker.outcome import (
     BREAKER_OPEN,
     SHUTDOWN,
     Cancelled,
@@ -27,13 +32,8 @@ from warren.outcome import (
     Succeeded,
     Superseded,
 )
-from warren.records import begun
-from warren.settings import Settings
-from warren.settlement import Planner, Settlement, Subject
-from warren.store_finish import Entry
-from warren.store_writes import Cancellation, GivenBack, Postponed
-from warren.topology import Names
-from warren.wire import LAST_IN_LINE, key_of, new_id
+from warren.worker.records import begun
+from warren.worker.settlement import Planner, Settlement, Subject
 from warren_schemas import AMQP_PRIORITY, Result, Task
 
 NOW: Final = datetime.now(UTC)

@@ -7,8 +7,8 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warren.lanes import Slots
-from warren.sharing import share_out
+from warren.worker.agent_queue import Slots
+from warren.worker.prefetch import share_out
 
 NEEDS = st.dictionaries(
     st.text("abcdefgh", min_size=1, max_size=3), st.integers(1, 400), min_size=1, max_size=20

@@ -6,8 +6,8 @@ from io import StringIO
 
 from rich.console import Console
 
-from warren.cli_status import _screen
-from warren.overview import AgentTypeLine, Overview, WorkerLine
+from warren.cli.status import _screen
+from warren.fleet.overview import AgentTypeLine, Overview, WorkerLine
 
 NOBODY = Overview(workers=[], lost=[], agent_types={}, running=0, prefetch=0, rates=None)
 A_LONG_NAME = "a-host-with-a-name-of-forty-characters--4711-c0ffee"

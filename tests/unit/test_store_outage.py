@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warren.store_outage import STEADY, TELL_AFTER, Outage
+from warren.store.outage import STEADY, TELL_AFTER, Outage
 
 
 def test_one_failure_is_no_outage() -> None:

@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from rich.markup import escape
 from rich.table import Table
 
-from warren import Settings, cli_shared, cli_store, runtime
-from warren.store_archive import Attempt, Step, TaskRecord
-from warren.terminal_text import clean
+from warren import Settings
+from warren.cli import runtime
+from warren.cli import shared as cli_shared
+from warren.cli import store as cli_store
+from warren.store.task_records import Attempt, Step, TaskRecord
+from warren.support.terminal_text import clean
 
 EVIL = "a\x1b]0;title\x07\x1b[2Jb\x9b31mc\u202edc\re\u2066f\x7f\x08\ud800 [red]g[/red] :bomb: [link=file:///]h[/link]"
 OBEYED = [char for char in EVIL if not char.isprintable()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from warren import Settings
-from warren.topology import WEAKER, Binding, Exchange, Names, Profile, Queue, profile_for, topology
+from warren.bus.topology import WEAKER, Binding, Exchange, Names, Profile, Queue, profile_for, topology
 
 SETTINGS = Settings()
 

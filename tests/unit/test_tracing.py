@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 
 from warren import Settings
-from warren.tracing import Tracing, carried_context, export
+from warren.support.tracing import Tracing, carried_context, export
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def test_nothing_of_the_extras_is_imported_unless_asked_for() -> None:
     code = (
-        "import sys; from warren import Settings; from warren.cli import main\n"
-        "from warren.worker import Worker\n"
-        "from warren import Client, Warren, tracing\n"
+        "import sys; from warren import Settings; from warren.cli.main import main\n"
+        "from warren.worker.worker import Worker\n"
+        "from warren import Client, Warren\n"
+        "from warren.support import tracing\n"
         "app, settings = Warren(), Settings(store_url='none'); tracing.export(settings)\n"
         "async def greet(name: str) -> str: return name\n"
         "app.agent('greet')(greet)\n"
@@ -34,7 +35,7 @@ def test_without_the_extra_the_error_says_how_to_get_it() -> None:
         "import sys; sys.modules['opentelemetry'] = None\n"
         "from warren import Client, Settings\n"
         "from warren.errors import ConfigurationError\n"
-        "from warren.tracing import export\n"
+        "from warren.support.tracing import export\n"
         "settings = Settings(traces=True)\n"
         "for start in (lambda: Client('amqp://nowhere', settings=settings), lambda: export(settings)):\n"
         "    try: start()\n"
@@ -46,7 +47,8 @@ def test_without_the_extra_the_error_says_how_to_get_it() -> None:
 
 def test_a_process_of_ours_gets_a_provider_with_our_name() -> None:
     code = (
-        "from opentelemetry import trace; from warren import Settings; from warren.tracing import export\n"
+        "from opentelemetry import trace; from warren import Settings\n"
+        "from warren.support.tracing import export\n"
         "export(Settings(traces=True)); export(Settings(traces=True))\n"
         "provider = trace.get_tracer_provider(); print(provider.resource.attributes['service.name'])\n"
         "print(len(provider._active_span_processor._span_processors)); provider.shutdown()"

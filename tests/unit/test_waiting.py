@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from warren.cli_waiting import why
-from warren.overview import AgentTypeLine
+from warren.cli.waiting import why
+from warren.fleet.overview import AgentTypeLine
 
 
 def line(**changes: Any) -> AgentTypeLine:

@@ -14,15 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import frame
 from pamqp.header import ContentHeader
-from tests.rig import task_body
 
+from tests.rig import task_body
 from warren import Settings
-from warren.bus_delivery import Delivery
-from warren.errors import InvalidTask
-from warren.failure import Failure
-from warren.outcome import Dead
-from warren.topology import Names
-from warren.wire import (
+from warren.bus.delivery import Delivery
+from warren.bus.messages import (
     LAST_IN_LINE,
     again,
     attempts_of,
@@ -30,14 +26,17 @@ from warren.wire import (
     dead_message,
     decode,
     expiration_of,
-    failed_body,
     key_of,
     new_id,
     promoted,
-    result_body,
-    result_message,
     task_message,
 )
+from warren.bus.replies import dead_body, result_body, result_message
+from warren.bus.topology import Names
+from warren.errors import InvalidTask
+from warren.support.failure import Failure
+from warren.worker.outcome import Dead
+from warren.worker.records import failure_record
 from warren_schemas import (
     AMQP_PRIORITY,
     ATTEMPTS,
@@ -69,6 +68,10 @@ def delivery(body: bytes = b"{}", **properties: Any) -> Delivery:
 
 def a_death(failure: Failure) -> Dead:
     return Dead("exhausted", failure, 4, NOW, NOW + timedelta(seconds=1))
+
+
+def record_of(failure: Failure) -> DeadLetterHeaders:
+    return failure_record(a_death(failure), "w")
 
 
 class TestDecode:
@@ -180,7 +183,7 @@ class TestDeadMessage:
     def test_it_is_what_the_contract_says(self) -> None:
         came = delivery(b"as it was", message_id="m", content_type="text/x", headers={"tenant": 7})
         death = a_death(Failure("ValueError", "no", "Traceback …", "f" * 16))
-        message = dead_message(came, death, "browse", NAMES, "worker-1")
+        message = dead_message(came, failure_record(death, "worker-1"), "browse", NAMES)
         assert (message.exchange, message.routing_key) == ("warren.dlx", "browse")
         assert (message.body, message.message_id, message.content_type) == (b"as it was", "m", "text/x")
         assert message.headers.pop("tenant") == 7
@@ -197,7 +200,7 @@ class TestDeadMessage:
         )
 
     def test_a_body_without_an_id_gets_one(self) -> None:
-        message = dead_message(delivery(), a_death(Failure.told("E", "")), "browse", NAMES, "w")
+        message = dead_message(delivery(), record_of(Failure.told("E", "")), "browse", NAMES)
         assert UUID(message.message_id).version == 7
 
     def test_the_largest_failure_fits_a_frame_many_times(self) -> None:
@@ -205,7 +208,7 @@ class TestDeadMessage:
             raise ValueError("😀" * 100_000)
         except ValueError as error:
             failure = Failure.of(error)
-        message = dead_message(delivery(), a_death(failure), "browse", NAMES, "w")
+        message = dead_message(delivery(), record_of(failure), "browse", NAMES)
         properties = spec.Basic.Properties(headers=message.headers, message_id=message.message_id)
         assert len(frame.marshal(ContentHeader(0, 0, properties), 1)) < FRAME_MAX / 8
 
@@ -229,7 +232,8 @@ class TestResults:
 
     def test_a_death_says_why(self) -> None:
         task = a_task()
-        result = Result.model_validate_json(failed_body(task, a_death(Failure.told("E", "no"))))
+        told = Failure.told("E", "no")
+        result = Result.model_validate_json(dead_body(task.task_id, "exhausted", told, 4))
         assert (result.task_id, result.status, result.attempts) == (task.task_id, "dead", 4)
         assert result.error is not None
         assert (result.error.type, result.error.message, result.error.reason) == ("E", "no", "exhausted")

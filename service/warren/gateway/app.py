@@ -11,10 +11,17 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from warren.gateway import (
+from warren.gateway.backend import Backend
+from warren.gateway.document import page as home
+from warren.gateway.document.openapi import complete
+from warren.gateway.middleware.authentication import Gatekeeper, Guests
+from warren.gateway.middleware.limits import Buckets
+from warren.gateway.middleware.problems import answer
+from warren.gateway.middleware.requests import LOOPBACK_NAMES, Answers, Bodies, Hosts
+from warren.gateway.middleware.texts import Texts
+from warren.gateway.routes import (
     agents,
     dead_letters,
-    home,
     keys,
     probes,
     schedules,
@@ -23,13 +30,6 @@ from warren.gateway import (
     submissions,
     tasks,
 )
-from warren.gateway.auth import Gatekeeper, Guests
-from warren.gateway.backend import Backend
-from warren.gateway.document import complete
-from warren.gateway.limits import Buckets
-from warren.gateway.problems import answer
-from warren.gateway.texts import Texts
-from warren.gateway.walls import LOOPBACK_NAMES, Answers, Bodies, Hosts
 
 if TYPE_CHECKING:
     from fastapi.telemetry import TelemetryConfig

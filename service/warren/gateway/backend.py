@@ -13,24 +13,24 @@ from typing import Final, Literal, Self, TypeAlias
 import structlog
 from pydantic import JsonValue
 
-from warren.bus import Connection
-from warren.bus_publisher import Publisher
+from warren.bus.connection import Connection
+from warren.bus.publisher import Publisher
+from warren.bus.topology import Names, topology
 from warren.errors import ConfigurationError, StoreError
-from warren.gateway.auth import Caller
-from warren.gateway.bounds import Aside
-from warren.gateway.heard import Heard
-from warren.gateway.replays import Carrier
+from warren.fleet.snapshot import Sight, look_around
+from warren.gateway.live.broadcast import Heard
+from warren.gateway.middleware.authentication import Caller
+from warren.gateway.middleware.json_bounds import Aside
+from warren.gateway.replay_runs import Carrier
 from warren.gateway.steering import Steering
-from warren.lookout import Sight, look_around
-from warren.loops import Loops
-from warren.remembering import Remembering
 from warren.settings import Settings
-from warren.store_admission import Admission
-from warren.store_archive import Archive
-from warren.store_audit import Audit, Note
-from warren.store_keys import Keys
-from warren.topology import Names, topology
-from warren.tracing import Tracing
+from warren.store.admission import Admission
+from warren.store.audit import Audit, Note
+from warren.store.keys import Keys
+from warren.store.task_records import Archive
+from warren.support.loops import Loops
+from warren.support.tracing import Tracing
+from warren.worker.services import Remembering
 
 log = structlog.get_logger(__name__)
 

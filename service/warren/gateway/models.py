@@ -10,10 +10,10 @@ from uuid import UUID
 
 from fastapi import Depends, Query, Request
 
-from warren.gateway.auth import Guests
 from warren.gateway.backend import Backend
-from warren.gateway.limits import Buckets
-from warren.gateway.problems import unfit
+from warren.gateway.middleware.authentication import Guests
+from warren.gateway.middleware.limits import Buckets
+from warren.gateway.middleware.problems import unfit
 from warren_schemas.values import UtcDatetime
 
 Time = UtcDatetime

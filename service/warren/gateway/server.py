@@ -14,13 +14,13 @@ from typing import Final
 import structlog
 import uvicorn
 
-from warren.descriptors import raise_limit
 from warren.errors import ConfigurationError
 from warren.gateway.app import create_app
 from warren.gateway.backend import Backend
-from warren.gateway.sessions import LINK_TIME
+from warren.gateway.routes.sessions import LINK_TIME
 from warren.settings import Settings
-from warren.store_audit import Note
+from warren.store.audit import Note
+from warren.support.descriptors import raise_limit
 
 log = structlog.get_logger(__name__)
 

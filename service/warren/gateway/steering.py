@@ -9,17 +9,17 @@ from uuid import UUID
 
 import structlog
 
-from warren.bus import Message
-from warren.bus_publisher import Publisher
-from warren.client_control import answer_to
-from warren.control import Command, control_message
+from warren.bus.connection import Message
+from warren.bus.control_messages import Command, control_message
+from warren.bus.publisher import Publisher
+from warren.bus.replies import Replies
+from warren.bus.topology import Names
+from warren.client.control import answer_to
 from warren.errors import BrokerError
-from warren.loops import Loops
-from warren.replies import Replies
 from warren.settings import Settings
-from warren.store_audit import Note
-from warren.store_control import Board, Cancelled
-from warren.topology import Names
+from warren.store.audit import Note
+from warren.store.control import Board, Cancelled
+from warren.support.loops import Loops
 
 log = structlog.get_logger(__name__)
 

@@ -1,0 +1,1 @@
+"""A thousand real tasks through everything that goes wrong: `python -m demo`."""

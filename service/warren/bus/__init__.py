@@ -1,0 +1,1 @@
+"""RabbitMQ: connections, consumers, publishers, topology, and the messages on the wire."""

@@ -1,0 +1,89 @@
+"""Translation of the errors of aio-pika and aiormq into ours."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from aiormq.abc import AbstractChannel
+from aiormq.exceptions import (
+    AMQPError,
+    ChannelAccessRefused,
+    ChannelInvalidStateError,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    ConnectionNotAllowed,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+)
+
+from warren.bus.tls import what_tls_refused
+from warren.errors import AccessRefused, BrokerUnavailable, NotDeclared, QueueMismatch
+from warren.settings.addresses import amqp_address, without_password
+
+# What a channel or connection that goes away throws at its users. RuntimeError is aiormq's "…closed" on a
+# connection, StopAsyncIteration and EOFError come from its reader when the peer closes between two frames or
+# inside one. CancelledError is told apart from a real one by `is_cancelled`.
+LOST: Final = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError, StopAsyncIteration, EOFError)
+
+_MISMATCH = re.compile(
+    r"inequivalent arg '(?P<argument>[^']+)' for (?:queue|exchange) '(?P<name>[^']+)'.*?: received "
+    r"(?:the value )?'?(?P<wanted>[^']*?)'?(?: of type '\w+')? but current is "
+    r"(?:the value )?'?(?P<found>[^']*?)'?(?: of type '\w+')?$"
+)
+
+
+def translate(error: BaseException, url: str, where: str | None = None) -> Exception:
+    """The error of ours that says what a failed connection attempt or request means.
+
+    `where` names the server that failed; without it that is the address. Raises the error itself where it
+    tells nothing of a broker.
+    """
+    address = amqp_address(url)
+    where, user = where or without_password(url), address.user or "guest"
+    match error:
+        case ChannelPreconditionFailed() if found := _MISMATCH.search(str(error)):
+            return QueueMismatch(found["name"], found["argument"], found["wanted"], found["found"])
+        case ProbableAuthenticationError():
+            return AccessRefused(f"{where} refuses user {user!r}: wrong password or unknown user")
+        case ChannelAccessRefused():
+            return AccessRefused(f"{where}: user {user!r} lacks a permission: {error}")
+        case ChannelNotFoundEntity():
+            return NotDeclared(f"{where}: {error}: a worker declares it when it starts")
+        case ConnectionNotAllowed():
+            return AccessRefused(f"{where} refuses user {user!r}: {error}")
+        case InvalidFrameError() if "Connection.OpenOk" in str(error):
+            # aiormq drops the broker's words here; only these make Connection.Open fail.
+            return AccessRefused(
+                f"{where} refuses virtual host {address.path!r} to user {user!r}: "
+                "it does not exist, or the user has no permission for it, or its connection limit is reached"
+            )
+        case TimeoutError():
+            return BrokerUnavailable(f"{where} does not answer")
+    if isinstance(error, LOST):
+        return BrokerUnavailable(f"{where} is not reachable: {_told(error)}")
+    raise error
+
+
+def why_not_connected(error: Exception, url: str, where: str) -> Exception:
+    """The error of ours for an attempt to connect that failed, with any error at all.
+
+    What answers there may be no broker, and its bytes can make the libraries raise anything.
+    """
+    if amqp_address(url).scheme == "amqps" and (refused := what_tls_refused(error)):
+        return BrokerUnavailable(f"{where}: {refused}")
+    if isinstance(error, (*LOST, TimeoutError)):
+        return translate(error, url, where)
+    return BrokerUnavailable(f"{where} does not answer as a broker does: {type(error).__name__}: {error}")
+
+
+def why_closed(channel: AbstractChannel) -> BaseException | None:
+    """What the broker said when it closed the channel; aiormq may only throw a CancelledError."""
+    error: BaseException | None = getattr(channel, "_close_exception", None)
+    return error
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, StopAsyncIteration | EOFError):
+        return "it closed the connection early, as a load balancer without a live broker does"
+    return str(error) or type(error).__name__

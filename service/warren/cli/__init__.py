@@ -1,0 +1,1 @@
+"""The command `warren`: one module for each group of commands."""

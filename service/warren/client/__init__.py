@@ -1,0 +1,1 @@
+"""Acting on a fleet from outside: submit, await, cancel, pause, replay."""

@@ -1,0 +1,1 @@
+"""What is known of all workers together: membership, counts, metrics."""

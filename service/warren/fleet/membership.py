@@ -1,0 +1,163 @@
+"""Who else works, as far as can be heard: workers counted by their events. No I/O in here.
+
+Times named `now` are seconds on the listener's own clock: those of several hosts need not agree.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Literal
+
+from pydantic import ValidationError
+
+from warren.support.failure import what_does_not_fit
+from warren.support.refusals import Refusals
+from warren_schemas import Event, Heartbeat
+
+MISSED: Final = 3  # heartbeats in a row that a worker may miss, and no more
+# Anyone who may publish events can make workers up: of more than this, those heard longest ago are forgotten.
+MOST: Final = 10_000
+MOST_VALUES: Final = 1_000_000  # in the last heartbeats of all workers together
+REMEMBERED: Final = 1000  # workers that have gone; their last events may still be on the way
+RATES: Final = ("succeeded", "retried", "dead")  # totals of which it matters how fast they grow
+
+
+@dataclass(slots=True)
+class Peer:
+    """One worker. `rates` are tasks a second between its last two heartbeats, None before the second.
+
+    `rates_by_type` are those of each agent type of which it has counted anything.
+    """
+
+    worker_id: str
+    heard_at: float
+    interval: float
+    state: Literal["up", "draining"] = "up"
+    told_at: datetime | None = None
+    report: Heartbeat = field(default_factory=Heartbeat)
+    size: int = 0  # values in the report
+    rates: dict[str, float] | None = None
+    rates_by_type: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def missed(self, now: float) -> float:
+        """How many of its heartbeats could have been heard since the last that was."""
+        return (now - self.heard_at) / self.interval
+
+
+class Peers:
+    """The workers that can be heard. `interval` is what a worker's heartbeat has that does not say.
+
+    `refusals` counts heartbeats that do not fit: a sign of life, and no more.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._peers: OrderedDict[str, Peer] = OrderedDict()  # heard longest ago first
+        self._size = 0
+        self._stopped: OrderedDict[str, float] = OrderedDict()  # and when that was heard
+        self._lost: OrderedDict[str, float] = OrderedDict()
+        self.refusals = Refusals("heartbeat.unreadable")
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter([self._peers[worker_id] for worker_id in sorted(self._peers)])
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    @property
+    def lost(self) -> list[str]:
+        """Who was announced lost and has not come back, the last of them at the end."""
+        return list(self._lost)
+
+    def take(self, event: Event, now: float) -> None:
+        """Take in an event of a worker about itself, or one that announces it lost."""
+        if event.kind != "worker":
+            return
+        match event.state:
+            case "stopped":
+                self._forget(event.subject)
+                self._lost.pop(event.subject, None)
+                _remember(self._stopped, event.subject, now)
+            case "lost":
+                self.lose(event.subject, now)
+            case "heartbeat" | "started" | "draining" if not self._has_stopped(event.subject, now):
+                self._hear(event, now)
+
+    def lose(self, worker_id: str, now: float) -> None:
+        """It is not counted any more, until it is heard again."""
+        if self._forget(worker_id):
+            _remember(self._lost, worker_id, now)
+
+    def silent(self, now: float) -> list[Peer]:
+        """Those that have missed more heartbeats than they may."""
+        return [peer for peer in self if peer.missed(now) > MISSED]
+
+    def heard(self, now: float) -> list[Peer]:
+        """Those that have not: the fleet."""
+        return [peer for peer in self if peer.missed(now) <= MISSED]
+
+    def excuse(self, now: float) -> None:
+        """Whatever was not heard until now is no fault of theirs: everybody begins afresh."""
+        for peer in self._peers.values():
+            peer.heard_at = max(peer.heard_at, now)
+
+    def _has_stopped(self, worker_id: str, now: float) -> bool:
+        """Whether a heartbeat is a late one, from before the worker's last words.
+
+        One that comes much later is not: somebody else has said that this worker stopped.
+        """
+        stopped_at = self._stopped.get(worker_id)
+        return stopped_at is not None and now - stopped_at <= MISSED * self._interval
+
+    def _forget(self, worker_id: str) -> bool:
+        """False: it was not known."""
+        peer = self._peers.pop(worker_id, None)
+        if peer is None:
+            return False
+        self._size -= peer.size
+        return True
+
+    def _hear(self, event: Event, now: float) -> None:
+        self._lost.pop(event.subject, None)
+        peer = self._peers.setdefault(event.subject, Peer(event.subject, now, self._interval))
+        self._peers.move_to_end(event.subject)
+        peer.heard_at = max(peer.heard_at, now)
+        match event.state:
+            case "heartbeat":
+                self._report(peer, event)
+            case "draining":
+                peer.state = "draining"
+        while len(self._peers) > MOST or (self._size > MOST_VALUES and len(self._peers) > 1):
+            self._forget(next(iter(self._peers)))
+
+    def _report(self, peer: Peer, event: Event) -> None:
+        try:
+            report = Heartbeat.model_validate(event.details)
+        except ValidationError as error:
+            self.refusals.note(what_does_not_fit(error), worker_id=peer.worker_id)
+            return  # it lives all the same
+        if peer.told_at is not None and (seconds := (event.at - peer.told_at).total_seconds()) > 0:
+            before = peer.report.tally.agent_types
+            peer.rates = _rates(peer.report.totals, report.totals, seconds)
+            peer.rates_by_type = {
+                name: _rates(before[name].totals if name in before else {}, counted.totals, seconds)
+                for name, counted in report.tally.agent_types.items()
+            }
+        size = report.size
+        self._size += size - peer.size
+        peer.report, peer.told_at, peer.size = report, event.at, size
+        peer.interval = report.interval_s or self._interval
+
+
+def _rates(before: Mapping[str, float], now: Mapping[str, float], seconds: float) -> dict[str, float]:
+    return {name: max(0, now.get(name, 0) - before.get(name, 0)) / seconds for name in RATES}
+
+
+def _remember(known: OrderedDict[str, float], worker_id: str, now: float) -> None:
+    known[worker_id] = now
+    known.move_to_end(worker_id)
+    if len(known) > REMEMBERED:
+        known.popitem(last=False)

@@ -1,0 +1,1 @@
+"""Server-sent events: what happens to a task, as it happens."""

@@ -1,0 +1,1 @@
+"""What stands around the routes: limits, authentication, problem details."""

@@ -1,0 +1,1 @@
+"""The database: tasks, steps, dead letters, schedules, keys. SQLite or PostgreSQL."""

@@ -1,0 +1,1 @@
+"""A RabbitMQ on this machine: found, or started for a while."""

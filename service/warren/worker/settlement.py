@@ -1,0 +1,229 @@
+"""Settlement: everything that has to be done once the outcome of a run is known.
+
+`Planner.plan` is pure. It says what is written, what is published, and what becomes of the deliveries. The
+committer carries that out, in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, TypeAlias
+from uuid import UUID
+
+from pydantic import JsonValue
+
+from warren.bus.connection import Headers, Message
+from warren.bus.delivery import Delivery
+from warren.bus.messages import LAST_IN_LINE, Key, again, dead_message, dispatch_of
+from warren.bus.replies import cancelled_body, dead_body, id_of_what_is_no_task, result_body
+from warren.bus.topology import Names
+from warren.settings import Settings
+from warren.store.commit_group import Entry
+from warren.store.run_writes import Cancellation, GivenBack, Write
+from warren.support.tracing import carried_context
+from warren.worker.outcome import (
+    Cancelled,
+    Dead,
+    Outcome,
+    Promoted,
+    Released,
+    RetryLater,
+    Stale,
+    Succeeded,
+    Superseded,
+)
+from warren.worker.records import ended, failure_record, postponed
+from warren_schemas import State, Task
+
+Ending: TypeAlias = Literal["acknowledge", "give back", "step back"]
+"""What becomes of the deliveries. `step back`: the task is another run's now, and they go back as well."""
+
+
+@dataclass(slots=True)
+class Subject:
+    """What is settled: all deliveries of one task in this worker.
+
+    `task` is None for a message that is no task. `record` is the run whose row the outcome is written to;
+    None without a store, where the row says the outcome already (`is_recorded`), and where it is another's.
+    `has_row` says that the store has a row which says that the task runs. `key` is that of a run which is
+    registered as in flight. `trace` is the trace context of the run.
+    """
+
+    agent_type: str
+    task: Task | None
+    deliveries: list[Delivery]
+    record: Entry | None = None
+    has_row: bool = False
+    is_recorded: bool = False
+    key: Key | None = None
+    trace: Headers | None = None
+
+    @property
+    def task_id(self) -> UUID:
+        """The id of the task, or the best guess at that of a message that is none."""
+        return id_of_what_is_no_task(self.deliveries[0]) if self.task is None else self.task.task_id
+
+    @property
+    def live_one(self) -> Delivery:
+        """The delivery that the task goes on with: the last one of the newest dispatch.
+
+        A run may have adopted an older message, and what is published anew in the name of that one is stale.
+        """
+        return max(reversed(self.deliveries), key=lambda delivery: dispatch_of(delivery.headers))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEvent:
+    """What is told about the task."""
+
+    state: State
+    details: dict[str, JsonValue]
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The result for those who asked: each is a queue and a correlation id."""
+
+    body: bytes
+    wanted: frozenset[tuple[str, str | None]]
+    headers: Headers
+
+
+@dataclass(slots=True)
+class Settlement:
+    """What is to be done, in the order of the fields.
+
+    `write` comes first and decides: what follows happens only when it counts. `dead_letter`, `answer` and
+    `copy` are published and confirmed. `copy` is the task itself, behind its peers; where the queue is full,
+    the deliveries are given back instead. `counted_as` is the name of the counter that it adds to.
+    """
+
+    subject: Subject
+    outcome: Outcome
+    counted_as: str
+    write: Write | None = None
+    dead_letter: Message | None = None
+    answer: Answer | None = None
+    event: TaskEvent | None = None
+    copy: Message | None = None
+    ending: Ending = "acknowledge"
+    is_refused: bool = field(default=False, compare=False)
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether nothing but the acknowledgement follows the write."""
+        return (
+            self.ending == "acknowledge"
+            and self.answer is None
+            and self.dead_letter is None
+            and self.copy is None
+        )
+
+
+class Planner:
+    """Plans the settlements of one worker."""
+
+    def __init__(self, names: Names, settings: Settings, worker_id: str) -> None:
+        self._names, self._settings, self._worker_id = names, settings, worker_id
+
+    def plan(self, outcome: Outcome, subject: Subject) -> Settlement:
+        """What an outcome means for the store, the broker and the deliveries."""
+        settlement = Settlement(subject, outcome, self._counter(outcome, subject))
+        match outcome:
+            case Succeeded():
+                self._succeeded(settlement, outcome)
+            case Dead():
+                self._died(settlement, outcome)
+            case Cancelled():
+                self._was_cancelled(settlement, outcome)
+            case Released():
+                self._was_released(settlement, outcome)
+            case RetryLater() if subject.record is not None and subject.task is not None:
+                settlement.write = postponed(subject.record, outcome, subject.live_one, subject.task)
+            case Superseded():
+                settlement.ending = "step back"
+            case Promoted():
+                settlement.event = TaskEvent("promoted", {"priority": outcome.priority})
+            case RetryLater() | Stale():
+                pass  # the store has it: this message is not needed any more
+        return settlement
+
+    def _counter(self, outcome: Outcome, subject: Subject) -> str:
+        # The worker that wrote an outcome has counted it.
+        is_counted = subject.is_recorded and not isinstance(outcome, Cancelled | Superseded)
+        return "adopted" if is_counted else outcome.name
+
+    def _succeeded(self, settlement: Settlement, outcome: Succeeded) -> None:
+        subject = settlement.subject
+        if subject.record is not None:
+            settlement.write = ended(subject.record, outcome)
+        if self._settings.task_events:
+            settlement.event = TaskEvent("succeeded", {"attempts": outcome.attempts})
+        task = subject.task
+        assert task is not None
+        self._answer(settlement, lambda: result_body(task, outcome.result, outcome.attempts))
+
+    def _died(self, settlement: Settlement, dead: Dead) -> None:
+        subject = settlement.subject
+        delivery, task = subject.deliveries[0], subject.task
+        if subject.record is not None and task is not None:
+            settlement.write = ended(subject.record, dead, delivery, task)
+        record = failure_record(dead, self._worker_id)
+        settlement.dead_letter = dead_message(delivery, record, subject.agent_type, self._names)
+        body = partial(dead_body, subject.task_id, dead.reason, dead.failure, dead.attempts)
+        self._answer(settlement, body)
+        settlement.event = TaskEvent("dead", _details_of(dead, subject), dead.reason)
+
+    def _was_cancelled(self, settlement: Settlement, cancelled: Cancelled) -> None:
+        subject = settlement.subject
+        if subject.record is not None:
+            settlement.write = Cancellation(subject.record)
+        self._answer(settlement, lambda: cancelled_body(subject.task_id, cancelled.attempts))
+        settlement.event = TaskEvent("cancelled", {"attempts": cancelled.attempts})
+
+    def _was_released(self, settlement: Settlement, released: Released) -> None:
+        subject = settlement.subject
+        delivery, task = subject.live_one, subject.task
+        assert task is not None
+        if subject.record is not None and (subject.has_row or not delivery.counted):
+            # Without a row that says so, the next worker would take it for one whose worker died: classic
+            # queues cannot tell, quorum queues never forget, and a row would say that it runs.
+            settlement.write = GivenBack(subject.record)
+        settlement.event = TaskEvent("released", {"attempts": released.attempts}, released.reason)
+        # A delivery that is not live comes back by itself, and a fresh copy would be a second one; but not
+        # when its queue was deleted: then the fresh copy is the only one.
+        if delivery.comes_back and not (released.tried and delivery.is_live):
+            settlement.ending = "give back"
+        else:
+            settlement.copy = again(
+                task,
+                delivery,
+                self._names,
+                self._settings,
+                attempts=released.attempts,
+                priority=LAST_IN_LINE if released.probe else None,
+            )
+
+    def _answer(self, settlement: Settlement, body: Callable[[], bytes]) -> None:
+        """Plan an answer to each queue that was named, if there is one: most tasks name none."""
+        deliveries = settlement.subject.deliveries
+        wanted = frozenset(
+            (delivery.properties.reply_to, delivery.properties.correlation_id)
+            for delivery in deliveries
+            if delivery.properties.reply_to
+        )
+        if wanted:
+            headers = carried_context(deliveries[0].headers) | (settlement.subject.trace or {})
+            settlement.answer = Answer(body(), wanted, headers)
+
+
+def _details_of(dead: Dead, subject: Subject) -> dict[str, JsonValue]:
+    if subject.task is None:
+        return {
+            "message_id": subject.deliveries[0].properties.message_id,
+            "error": dead.failure.message,
+        }
+    return {"attempts": dead.attempts, "error": dead.failure.error_type}
