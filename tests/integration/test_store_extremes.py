@@ -92,6 +92,7 @@ async def test_an_end_that_the_store_refuses_is_refused_alone(ledger: Ledger) ->
     bad = entry(result=b'"bad"')
     verdicts = await ledger.write([*good[:7], bad, *good[7:]])
     assert verdicts == [*[Verdict.COUNTS] * 7, Verdict.REFUSED, *[Verdict.COUNTS] * 13]
+    assert ledger.refused == 1
     assert await finish(ledger, entry())
     assert [await Archive(ledger.store).status(one.task_id) for one in good] == ["succeeded"] * 20
 

@@ -10,9 +10,9 @@ from pydantic import JsonValue
 
 from warren.support.histogram import Times
 
-# Messages that a worker refuses: commands on the control exchange, and answers to a queue that `reply_to`
-# may not name.
-REFUSED: Final = frozenset({"commands", "answers"})
+# What a worker refuses: commands on the control exchange, answers to a queue that `reply_to` may not name,
+# and rows or dead letters that it sets aside.
+REFUSED: Final = frozenset({"commands", "answers", "rows"})
 
 
 @dataclass(slots=True)

@@ -246,7 +246,9 @@ class _Families(Collector):
             events.add_metric([what], count)
         yield events
         messages = CounterMetricFamily(
-            "warren_messages_refused", "Commands and answers that workers refused.", labels=["what"]
+            "warren_messages_refused",
+            "Commands and answers that workers refused, and rows that they set aside.",
+            labels=["what"],
         )
         for what in sorted(REFUSED):
             messages.add_metric([what], totals.refused(what))

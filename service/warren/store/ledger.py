@@ -66,7 +66,8 @@ class Claim:
 class Ledger(PatientStore):
     """Writes and reads the ledger for one worker. Whatever it is asked waits while the store is away.
 
-    `commits` takes how long the groups of ends took to be durable.
+    `commits` takes how long the groups of ends took to be durable. `refused` counts what was set aside: rows
+    and dead letters that the store does not take, and rows that cannot be published.
     """
 
     def __init__(self, store: Store, worker_id: str, on_change: Callable[[bool, str], None]) -> None:
@@ -74,6 +75,7 @@ class Ledger(PatientStore):
         self._worker_id = worker_id
         self._group = Sqlite(store) if store.is_sqlite else Postgresql(store)
         self.commits = Histogram()
+        self.refused = 0
 
     # -- what became of runs ------------------------------------------------------------------------------
 
@@ -82,7 +84,7 @@ class Ledger(PatientStore):
 
         One that the store refuses is told apart, and holds up no other. Raises StoreUnusable.
         """
-        return await apart(writes, self._write, _refused_write)
+        return await apart(writes, self._write, self._refuse)
 
     async def _write(self, writes: Sequence[Write]) -> list[Verdict]:
         started = time.perf_counter()
@@ -110,7 +112,7 @@ class Ledger(PatientStore):
     async def note_attempts(self, failed: Sequence[FailedAttempt]) -> None:
         """Write down failed attempts, to be looked at: nothing depends on it."""
         rows = [asdict(attempt) | {"worker_id": self._worker_id} for attempt in failed]
-        await apart(rows, self._note, _refused_note)
+        await apart(rows, self._note, self._refuse_row)
 
     async def _note(self, rows: Sequence[dict[str, Any]]) -> Sequence[None]:
         def act(connection: Connection) -> None:
@@ -250,7 +252,7 @@ class Ledger(PatientStore):
             await self.surely(act)
             return [None] * len(some)
 
-        await apart(rows, write, _refused_note)
+        await apart(rows, write, self._refuse_row)
 
     async def sign_of_life(self, runs: Sequence[Entry]) -> None:
         """Note that these still run, though the broker has taken their messages back."""
@@ -317,12 +319,12 @@ class Ledger(PatientStore):
 
         await self.surely(act)
 
+    def _refuse(self, write: Write, error: Exception) -> Verdict:
+        run = run_of(write)
+        log.error("ledger.refused", task_id=str(run.task_id), write=type(write).__name__, error=str(error))
+        self.refused += 1
+        return Verdict.REFUSED
 
-def _refused_write(write: Write, error: Exception) -> Verdict:
-    run = run_of(write)
-    log.error("ledger.refused", task_id=str(run.task_id), write=type(write).__name__, error=str(error))
-    return Verdict.REFUSED
-
-
-def _refused_note(row: dict[str, Any], error: Exception) -> None:
-    log.error("ledger.refused", task_id=str(row["task_id"]), error=str(error))
+    def _refuse_row(self, row: dict[str, Any], error: Exception) -> None:
+        log.error("ledger.refused", task_id=str(row["task_id"]), error=str(error))
+        self.refused += 1

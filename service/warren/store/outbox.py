@@ -122,6 +122,7 @@ class Outbox:
     def _refuse(self, task_id: UUID, error: Exception) -> None:
         pause = min(2 * self._refused.get(task_id, (0.0, FIRST_PAUSE / 2))[1], LONGEST_PAUSE)
         self._refused[task_id] = time.time() + pause, pause
+        self._ledger.refused += 1
         log.error("outbox.refused", task_id=str(task_id), again_in_s=pause, error=str(error))
 
     async def _claim_together(self, task_ids: Sequence[UUID], but_not: Collection[str]) -> list[Due]:
@@ -150,6 +151,7 @@ class Outbox:
 
     async def set_aside(self, due: Due, reason: Reason, failure: Failure) -> None:
         """End a task that can never be published: dead, with its body, to be edited and replayed."""
+        self._ledger.refused += 1
         now = time.time()
         dead = {
             "status": DEAD,

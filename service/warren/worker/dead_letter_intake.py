@@ -105,6 +105,7 @@ class Desk:
             try:
                 await self._take_in([delivery])
             except Exception as error:  # noqa: BLE001 - it is logged, kept, and tried again later
+                self._ledger.refused += 1
                 message_id = delivery.properties.message_id
                 pause = self._pauses.setdefault(str(message_id), GrowingPause(HELD, LONGEST_HELD)).failed()
                 log.error("desk.refused", message_id=message_id, error=str(error), again_in_s=pause)

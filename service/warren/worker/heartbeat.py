@@ -105,8 +105,10 @@ class Health:
         connections = {"consuming": self._connection, "publishing": self._publishing}
         counted = self._tally.as_json()
         counted["reconnects"] = {name: max(0, one.reconnects) for name, one in connections.items()}
-        counted["refused"] = {what: refusals.count for what, refusals in self._refused.items()}
+        refused: dict[str, JsonValue] = {what: refusals.count for what, refusals in self._refused.items()}
+        counted["refused"] = refused
         if self._ledger is not None:
+            refused["rows"] = self._ledger.refused
             counted["commit"] = self._ledger.commits.as_json()
         return counted
 
