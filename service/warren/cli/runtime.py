@@ -15,7 +15,7 @@ import structlog.tracebacks
 import uvloop
 
 from warren.agents.app import Warren
-from warren.agents.loading import load
+from warren.cli.runtime_load import load
 from warren.settings import Settings
 from warren.support.descriptors import raise_limit
 from warren.support.output import Behind, LinesBehind, LogLines, bare, forgive, standard, unfailing
