@@ -14,9 +14,9 @@ import aiormq
 import pytest
 from aiormq.abc import AbstractConnection
 from aiormq.exceptions import ChannelAccessRefused
-from tests.faults import PASSWORD, cli, cli_environment, user
 from tests.gateways import door, submit
 from tests.rig import PATIENCE, Rig, eventually, publish
+from tests.toolbox import PASSWORD, cli, cli_environment, user
 
 from warren import Warren
 from warren.client import make_task

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.faults import cli
+from tests.toolbox import cli
 
 from warren.store import Store
 from warren.store_audit import Audit

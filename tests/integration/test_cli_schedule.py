@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.faults import cli
+from tests.toolbox import cli
 
 from warren.store import Store
 from warren.store_schedules import Schedules

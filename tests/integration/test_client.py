@@ -6,8 +6,8 @@ import asyncio
 from uuid import uuid4
 
 import pytest
-from tests.faults import user
 from tests.rig import Rig, eventually
+from tests.toolbox import user
 
 from warren import Client, Warren
 from warren.bus import Message

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from tests.faults import logged
 from tests.rig import Rig, eventually
+from tests.toolbox import logged
 
 from warren import Warren
 

@@ -8,8 +8,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from tests.faults import proxy_of
 from tests.rig import Rig, eventually, publish
+from tests.toolbox import proxy_of
 
 from warren import Warren
 from warren.testing import TcpProxy

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.faults import cli
 from tests.gateways import API, NOWHERE, Door, door, is_problem, submit, task
 from tests.rig import Rig, eventually
+from tests.toolbox import cli
 
 from warren.errors import ConfigurationError
 from warren.gateway.server import opened

@@ -14,8 +14,8 @@ from uuid import UUID
 
 import pytest
 from pydantic import JsonValue
-from tests.faults import declared
 from tests.rig import Rig, eventually, publish, task_body
+from tests.toolbox import declared
 
 from warren import Context, RetryAfter, Warren
 from warren.client import make_task

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import pytest
 from structlog.testing import capture_logs
-from tests.faults import logged
 from tests.rig import Rig, eventually
+from tests.toolbox import logged
 
 from warren import Agent, Context, Reject, Warren, pool_life
 from warren.client import make_task

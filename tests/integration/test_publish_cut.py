@@ -7,8 +7,8 @@ import time
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from tests.faults import running
 from tests.rig import Rig
+from tests.toolbox import running
 
 from warren.bus import Connection, Message
 from warren.bus_publisher import Publisher

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 from structlog.testing import capture_logs
-from tests.faults import logged
 from tests.rig import Rig, eventually
 from tests.stores import execute
+from tests.toolbox import logged
 
 from warren import Warren
 from warren.store import Store

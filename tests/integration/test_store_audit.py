@@ -11,11 +11,11 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import func, select, text, update
-from tests.faults import cli
 from tests.integration.test_store import url
 from tests.integration.test_store_dead import letter, store
 from tests.integration.test_store_replay import dead
 from tests.stores import execute
+from tests.toolbox import cli
 
 from warren.replay import begin, resumable
 from warren.store import Store

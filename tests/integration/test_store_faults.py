@@ -14,10 +14,10 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import select
 from structlog.testing import capture_logs
-from tests.faults import logged
 from tests.integration.test_store import entry
 from tests.rig import Rig, eventually
 from tests.stores import Cluster, execute, locked, new_database
+from tests.toolbox import logged
 
 from warren import Context, Warren, store_databases
 from warren.client import make_task

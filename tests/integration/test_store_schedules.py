@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Connection, select, update
 from structlog.testing import capture_logs
-from tests.faults import logged
 from tests.stores import Cluster, execute, new_database
+from tests.toolbox import logged
 
 from warren import cron
 from warren.errors import ConfigurationError
