@@ -1,0 +1,130 @@
+"""Break one thing at a time under a fleet that works, and judge what became of its tasks."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import structlog
+
+from tests.faults.catalogue import Row, all_rows
+from tests.faults.databases import KINDS, Kind
+from tests.faults.report import as_markdown, as_text
+from tests.faults.runner import Verdict, run
+from tests.faults.stage import stage
+
+NODES: Final = 3
+EXAMPLE: Final = """examples:
+  python -m tests.faults --list
+  python -m tests.faults --row worker-killed --row silent-cut --database postgresql
+  python -m tests.faults --json faults.json --markdown faults.md
+"""
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What is asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--list", action="store_true", help="list the rows and end")
+    parser.add_argument("--row", action="append", metavar="NAME", help="only this row; may come again")
+    parser.add_argument(
+        "--database",
+        choices=KINDS,
+        action="append",
+        help="the store; may come again (default: a row's first)",
+    )
+    parser.add_argument("--tasks", type=int, default=2000, help="tasks of each row (default: 2000)")
+    parser.add_argument("--seed", type=int, default=1, help="chooses nodes, workers and tasks (default: 1)")
+    parser.add_argument("--nodes", type=int, default=NODES, help="RabbitMQ nodes (default: 3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts as JSON")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
+    parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the logs of the fleets here")
+    parser.add_argument(
+        "--soak", type=float, metavar="MINUTES", help="a steady load with a fault every two minutes"
+    )
+    asked = parser.parse_args(argv)
+    unknown = [name for name in asked.row or () if name not in all_rows()]
+    if unknown:
+        parser.error(f"there is no row {unknown[0]!r}: `--list` lists them")
+    for name in ("tasks", "nodes"):
+        if getattr(asked, name) <= 0:
+            parser.error(f"--{name} {getattr(asked, name)} is too small: take 1 or more")
+    return asked
+
+
+def wanted(asked: argparse.Namespace) -> Iterator[tuple[Row, Kind]]:
+    """The rows that are to run, each with its store."""
+    for name, row in all_rows().items():
+        if (asked.row and name not in asked.row) or row.nodes > asked.nodes:
+            continue
+        kinds = asked.database or row.databases[:1]
+        yield from ((row, kind) for kind in kinds if kind in row.databases)
+
+
+async def run_all(asked: argparse.Namespace, folder: Path) -> list[Verdict]:
+    """Run what is asked for, one after the other; a verdict is told, and written, as soon as it is there."""
+    verdicts: list[Verdict] = []
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - began:.0f} s] {text}", flush=True)
+
+    say(f"{asked.nodes} RabbitMQ nodes start")
+    async with stage(asked.nodes, folder) as on:
+        say(f"load balancer: {on.balancer.name}")
+        for row, kind in wanted(asked):
+            name = f"{row.name}, {kind}"
+            verdict = await run(on, row, kind, asked.tasks, asked.seed, lambda text: say(f"{name}: {text}"))  # noqa: B023
+            verdicts.append(verdict)
+            say(f"{name}: {'; '.join(verdict.broken) or 'kept'}\n{as_text([verdict])}")
+            write(asked, verdicts, on.balancer.name)
+    return verdicts
+
+
+def write(asked: argparse.Namespace, verdicts: Sequence[Verdict], balancer: str) -> None:
+    """Write the files that are asked for."""
+    if asked.json:
+        asked.json.write_text(json.dumps([verdict.as_dict() for verdict in verdicts], indent=2) + "\n")
+    if asked.markdown:
+        asked.markdown.write_text(as_markdown(verdicts, all_rows(), balancer))
+
+
+def main() -> int:
+    """Run. 1 with a broken promise, 130 after Ctrl-C."""
+    asked = arguments()
+    if asked.list:
+        for row in all_rows().values():
+            print(f"{row.name:34} {','.join(row.databases):18} {row.told}")
+        return 0
+    # What our own look at the store says while it is broken is no news.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    logging.disable(logging.CRITICAL)
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # the same clean end
+    with TemporaryDirectory(prefix="warren-faults-", ignore_cleanup_errors=True) as temporary:
+        folder = asked.logs.absolute() if asked.logs else Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o755)
+        try:
+            verdicts = asyncio.run(run_all(asked, folder))
+        except KeyboardInterrupt:
+            print("stopped; nothing is left behind", flush=True)
+            return 130
+    print(as_text(verdicts))
+    return 1 if any(verdict.broken for verdict in verdicts) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

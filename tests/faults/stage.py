@@ -1,0 +1,118 @@
+"""Builds a world and takes it down again: what all rows share, and what is made anew for each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+from uuid import uuid4
+
+from tests.faults.balancer import LOOPBACK, Balancer, balancer, free_port
+from tests.faults.cluster import AMQP, Cluster
+from tests.faults.databases import Kind, database
+from tests.faults.firewall import Firewall, firewall
+from tests.faults.ledger import Ledger
+from tests.faults.load import Load, Target
+from tests.faults.producer import Producer
+from tests.faults.world import EVERYTHING, FLEET_USER, LOAD_USER, TARGET, WORKERS, World
+from tests.fleets import fleet
+from warren.store import Store
+from warren.store_keys import Keys
+from warren.testing import TcpProxy
+from warren.topology import Names
+
+PASSWORD: Final = "faults"
+# All others are the defaults, with which the load would be refused, or wait a minute for a breaker.
+SETTINGS: Final[dict[str, Any]] = {
+    "queue_capacity": 50_000,
+    "outbox_capacity": 1_000_000,
+    "max_tasks_per_user": 1_000_000,
+    "gateway_rate": 1_000_000,
+    "gateway_burst": 1_000_000,
+    "breaker_reset_timeout": 5,
+    "log_level": "info",
+}
+
+
+@dataclass
+class Stage:
+    """What all rows share: nodes, a balancer, a firewall, and a folder."""
+
+    cluster: Cluster
+    firewall: Firewall
+    balancer: Balancer
+    folder: Path
+
+
+@asynccontextmanager
+async def stage(nodes: int, folder: Path) -> AsyncIterator[Stage]:
+    """A cluster with its users, behind a balancer. All of it is gone at the end."""
+    async with AsyncExitStack() as stack:
+        rules = stack.enter_context(firewall())
+        made = Cluster(nodes, folder, rules)
+        stack.callback(made.remove)
+        await asyncio.to_thread(made.create)
+        for user in (FLEET_USER, LOAD_USER):
+            await asyncio.to_thread(made.ctl, "add_user", user, PASSWORD)
+            await asyncio.to_thread(made.ctl, "set_permissions", user, *EVERYTHING)
+        before = await stack.enter_async_context(balancer(folder, [node.ip for node in made.nodes], AMQP))
+        yield Stage(made, rules, before, folder)
+
+
+@asynccontextmanager
+async def world(
+    on: Stage, kind: Kind, seed: int, say: Callable[[str], None], *, small_disk: bool = False
+) -> AsyncIterator[tuple[World, Load, Store]]:
+    """A namespace with a store, a fleet, and a load of their own; and our own look at the store."""
+    namespace = f"faults-{uuid4().hex[:8]}"
+    folder = on.folder / namespace
+    folder.mkdir()
+    folder.chmod(0o755)
+    ledger, chance, names = Ledger(), Random(seed), Names(namespace)
+    async with AsyncExitStack() as stack:
+        store_of = await stack.enter_async_context(database(kind, folder / "disk", small_disk=small_disk))
+        store = await stack.enter_async_context(Store(store_of.url))
+        _, secret = await Keys(store).create("load", "admin")
+        doors = [await stack.enter_async_context(TcpProxy(LOOPBACK, on.balancer.port)) for _ in range(2)]
+        port = free_port()
+        told = {
+            **SETTINGS,
+            "amqp_url": f"amqp://{FLEET_USER}:{PASSWORD}@{LOOPBACK}:{doors[0].port}/",
+            "store_url": store_of.url,
+            "namespace": namespace,
+        }
+        running = await stack.enter_async_context(fleet(folder / "fleet.log", TARGET, WORKERS, port, **told))
+        here = World(
+            on.cluster, on.firewall, on.balancer, doors[0], doors[1], store_of, running, port, names, ledger,
+            chance, say,
+        )  # fmt: skip
+        stack.push_async_callback(_delete_queues, here)
+        producer = await stack.enter_async_context(
+            Producer(
+                f"amqp://{LOAD_USER}:{PASSWORD}@{LOOPBACK}:{doors[1].port}/",
+                f"answers-{namespace}",
+                lambda body, redelivered: ledger.answered(body, redelivered=redelivered),
+            )
+        )
+        target = Target(names, folder / "effects", f"http://{LOOPBACK}:{port}", secret)
+        yield here, Load(target, producer, ledger, Random(seed)), store
+
+
+async def _delete_queues(world: World) -> None:
+    """Leave no queue behind for the next row."""
+    listed = await asyncio.to_thread(world.cluster.ctl, "list_queues", "name", "--no-table-headers")
+    ours = [
+        name
+        for name in listed.split()
+        if name.startswith(world.names.prefix) or world.names.namespace in name
+    ]
+
+    async def delete(channel: Any) -> None:
+        for name in ours:
+            await channel.queue_delete(name)
+
+    await world.with_channel(delete)
