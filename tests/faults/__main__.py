@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -19,7 +20,8 @@ import structlog
 from tests.faults.catalogue import Row, all_rows
 from tests.faults.databases import KINDS, Kind
 from tests.faults.report import as_markdown, as_text
-from tests.faults.runner import Verdict, run
+from tests.faults.runner import Dose, Verdict, run
+from tests.faults.soak import Plan, soak
 from tests.faults.stage import stage
 
 NODES: Final = 3
@@ -27,6 +29,7 @@ EXAMPLE: Final = """examples:
   python -m tests.faults --list
   python -m tests.faults --row worker-killed --row silent-cut --database postgresql
   python -m tests.faults --json faults.json --markdown faults.md
+  python -m tests.faults --soak 60 --rate 200
 """
 
 
@@ -55,13 +58,14 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--soak", type=float, metavar="MINUTES", help="a steady load with a fault every two minutes"
     )
+    parser.add_argument("--rate", type=float, default=200, help="tasks a second of the soak (default: 200)")
     asked = parser.parse_args(argv)
     unknown = [name for name in asked.row or () if name not in all_rows()]
     if unknown:
         parser.error(f"there is no row {unknown[0]!r}: `--list` lists them")
-    for name in ("tasks", "nodes"):
-        if getattr(asked, name) <= 0:
-            parser.error(f"--{name} {getattr(asked, name)} is too small: take 1 or more")
+    for name in ("tasks", "nodes", "rate", "soak"):
+        if (given := getattr(asked, name)) is not None and given <= 0:
+            parser.error(f"--{name} {given:g} is too small: take more than 0")
     return asked
 
 
@@ -79,17 +83,22 @@ async def run_all(asked: argparse.Namespace, folder: Path) -> list[Verdict]:
     verdicts: list[Verdict] = []
     began = time.monotonic()
 
-    def say(text: str) -> None:
-        print(f"[{time.monotonic() - began:.0f} s] {text}", flush=True)
+    def say(*texts: str) -> None:
+        print(f"[{time.monotonic() - began:.0f} s] {''.join(texts)}", flush=True)
 
     say(f"{asked.nodes} RabbitMQ nodes start")
     async with stage(asked.nodes, folder) as on:
         say(f"load balancer: {on.balancer.name}")
+        if asked.soak:
+            kind = (asked.database or KINDS)[0]
+            verdicts.append(await soak(on, Plan(asked.soak, asked.rate, asked.seed, kind), say))
+            write(asked, verdicts, on.balancer.name)
+            return verdicts
         for row, kind in wanted(asked):
-            name = f"{row.name}, {kind}"
-            verdict = await run(on, row, kind, asked.tasks, asked.seed, lambda text: say(f"{name}: {text}"))  # noqa: B023
+            tell = partial(say, f"{row.name}, {kind}: ")
+            verdict = await run(on, row, kind, Dose(asked.tasks, asked.seed), tell)
             verdicts.append(verdict)
-            say(f"{name}: {'; '.join(verdict.broken) or 'kept'}\n{as_text([verdict])}")
+            tell(f"{'; '.join(verdict.broken) or 'kept'}\n{as_text([verdict])}")
             write(asked, verdicts, on.balancer.name)
     return verdicts
 

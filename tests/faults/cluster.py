@@ -79,6 +79,11 @@ class Cluster:
         succeeds("docker", "rm", "--force", "--volumes", *(node.container for node in self.nodes))
         succeeds("docker", "network", "rm", self.network)
 
+    @property
+    def url(self) -> str:
+        """The AMQP address of the first node, for an administrator."""
+        return f"amqp://{USER}:{PASSWORD}@{self.nodes[0].ip}:{AMQP}/"
+
     def ctl(self, *args: str) -> str:
         """Run rabbitmqctl on the first node that can."""
         for node in self.nodes[:-1]:

@@ -128,10 +128,11 @@ class Ledger:
                 entry.is_excused = True
 
     def forget(self, some: Iterable[Entry]) -> None:
-        """Drop entries that are known to be right, and keep count of them."""
+        """Drop entries of which nothing more is expected, and keep count of them."""
         for entry in some:
             assert entry.task_id is not None
             del self.entries[entry.task_id]
+            self._open.discard(entry.task_id)
             self._forgotten[entry.status or "unfinished"] += 1
             self._forgotten["answered twice"] += entry.answers > 1
             self._forgotten["accepted"] += entry.accepted_at is not None

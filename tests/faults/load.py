@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -151,14 +151,15 @@ class Load:
             self._group.create_task(self._by_amqp(entry, 0.0, None))
             await asyncio.sleep(PROBES_EVERY)
 
-    def recovered_at(self, since: float) -> float | None:
-        """When the first of so many probes in a row was answered in normal time; monotonic seconds."""
-        row: list[Entry] = []
-        for entry in self.probes:
-            if entry.submitted_at < since:
-                continue
-            is_well = entry.ended_at is not None and entry.ended_at - entry.submitted_at <= NORMAL
-            row = [*row, entry] if is_well else []
-            if len(row) == IN_A_ROW:
-                return row[0].ended_at
-        return None
+
+def recovered_at(probes: Iterable[Entry], since: float) -> float | None:
+    """When the first of enough probes in a row, submitted since, was answered in normal time."""
+    row: list[Entry] = []
+    for entry in probes:
+        if entry.submitted_at < since:
+            continue
+        is_well = entry.ended_at is not None and entry.ended_at - entry.submitted_at <= NORMAL
+        row = [*row, entry] if is_well else []
+        if len(row) == IN_A_ROW:
+            return row[0].ended_at
+    return None

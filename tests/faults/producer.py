@@ -12,8 +12,10 @@ import aiormq
 from aiormq import spec
 from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
 
+from warren.topology import Queue
+
 CONFIRMED_WITHIN: Final = 10.0  # seconds
-CONNECTED_WITHIN: Final = 10.0
+CONNECTED_WITHIN: Final = 3.0  # short, so that a recovery that is measured is the fleet's
 PAUSE: Final = 0.3  # seconds before a connection is opened again
 HEARTBEAT: Final = 5  # seconds
 
@@ -21,7 +23,7 @@ HEARTBEAT: Final = 5  # seconds
 class Producer:
     """Publishes, and takes answers in. A connection that is lost is opened again, for ever."""
 
-    def __init__(self, url: str, answers: str, take: Callable[[bytes, bool], None]) -> None:
+    def __init__(self, url: str, answers: Queue, take: Callable[[bytes, bool], None]) -> None:
         self._url, self._answers, self._take = f"{url}?heartbeat={HEARTBEAT}", answers, take
         self._channel: AbstractChannel | None = None
         self._ready = asyncio.Event()
@@ -45,7 +47,7 @@ class Producer:
             delivery_mode=2,
             message_id=body["task_id"],
             priority=4,
-            reply_to=self._answers if wants_answer else None,
+            reply_to=self._answers.name if wants_answer else None,
             correlation_id=body["task_id"] if wants_answer else None,
         )
         try:
@@ -74,10 +76,10 @@ class Producer:
 
     async def _listening(self) -> None:
         async def use(channel: AbstractChannel) -> None:
-            arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": -1}
-            await channel.queue_declare(self._answers, durable=True, arguments=arguments)
+            queue = self._answers
+            await channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
             await channel.basic_qos(prefetch_count=200)
-            await channel.basic_consume(self._answers, self._taken)
+            await channel.basic_consume(queue.name, self._taken)
 
         while True:
             await self._while_connected(use)

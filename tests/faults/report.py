@@ -12,7 +12,7 @@ from tests.faults.runner import HEALED_WITHIN, Verdict
 
 COLUMNS = (
     "fault", "store", "lasted s", "accepted", "succeeded", "dead", "lost", "wrong", "twice",
-    "steps twice (unwritten / remembered)", "answers missing / twice", "healed s", "promises",
+    "steps twice (unwritten / remembered)", "answers missing / twice", "healed s", "load", "promises",
 )  # fmt: skip
 
 
@@ -25,6 +25,7 @@ def cells(verdict: Verdict) -> tuple[str, ...]:
         str(verdict.succeeded), str(verdict.dead), lost, str(verdict.wrong), str(verdict.twice),
         f"{verdict.steps_unwritten} / {verdict.steps_remembered}",
         f"{verdict.answers_missing} / {verdict.answers_twice}", healed,
+        f"{verdict.load_average:.0f}",
         "; ".join(verdict.broken) or "kept",
     )  # fmt: skip
 
@@ -53,5 +54,9 @@ def as_markdown(verdicts: Sequence[Verdict], rows: Mapping[str, Row], balancer: 
         f"|{'---|' * len(COLUMNS)}",
     ]
     table = [f"| {' | '.join(cells(verdict))} |" for verdict in verdicts]
-    told = [f"- **{name}**: {rows[name].told}" for name in dict.fromkeys(one.row for one in verdicts)]
+    told = [
+        f"- **{name}**: {rows[name].told}"
+        for name in dict.fromkeys(one.row for one in verdicts)
+        if name in rows
+    ]
     return "\n".join([*head, *table, "", *told, ""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,21 +14,29 @@ from tests.faults.catalogue import Row
 from tests.faults.databases import Kind
 from tests.faults.effects import repeats_in
 from tests.faults.ledger import Ledger
-from tests.faults.load import Load
+from tests.faults.load import Load, recovered_at
 from tests.faults.stage import Stage, world
 from tests.faults.world import World
 from tests.rig import eventually
 from warren.store import Store
 from warren.store_schema import DEAD, SUCCEEDED
 
-BEFORE: Final = 8.0  # seconds of load before the fault
-AFTER: Final = 12.0  # seconds of load after it
 HEALED_WITHIN: Final = 20.0  # seconds: the promise
 WATCHED: Final = 60.0  # seconds after the fault in which recovery is looked for
 ENDED_WITHIN: Final = 180.0  # seconds after the load in which all tasks have to end
 ANSWERED_WITHIN: Final = 10.0  # seconds after the last task has ended
 LOOKS: Final = 1.0  # seconds between two looks at the store
 TOLD: Final = 5  # of each kind of complaint
+
+
+@dataclass(frozen=True)
+class Dose:
+    """How much load a row gets: so many tasks, over the fault and so many seconds before and after it."""
+
+    tasks: int
+    seed: int = 1
+    before: float = 8.0
+    after: float = 12.0
 
 
 @dataclass
@@ -50,8 +59,12 @@ class Verdict:
     answers_missing: int = 0
     answers_twice: int = 0
     recovery_seconds: float | None = None
+    load_average: float = 0.0
+    """Processes that wanted to run on this machine, over the last minute (`getloadavg`), at the end."""
     ended: list[str] = field(default_factory=list)
     """Processes that ended by themselves, or did not stop well."""
+    grown: list[str] = field(default_factory=list)
+    """What was not flat over a soak."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -63,6 +76,7 @@ class Verdict:
             "wrong": self.wrong > 0,
             "a process ended": bool(self.ended),
             "not healed": not recovered,
+            "not flat": bool(self.grown),
         }
         return [what for what, is_so in found.items() if is_so]
 
@@ -71,16 +85,16 @@ class Verdict:
         return {**asdict(self), "broken": self.broken}
 
 
-async def run(on: Stage, row: Row, kind: Kind, count: int, seed: int, say: Callable[[str], None]) -> Verdict:
+async def run(on: Stage, row: Row, kind: Kind, dose: Dose, say: Callable[[str], None]) -> Verdict:
     """Run a row on a world of its own."""
     verdict = Verdict(row.name, kind)
     say("the fleet starts")
-    async with world(on, kind, seed, say, small_disk=row.small_disk) as (here, load, store):
-        watching = asyncio.create_task(_look_for_ever(here.ledger, store))
+    async with world(on, kind, dose.seed, say, small_disk=row.small_disk) as (here, load, store):
+        watching = asyncio.create_task(look_for_ever(here.ledger, store))
         try:
             async with load:
-                await _under_load(here, load, row, count, verdict)
-            await _until_all_has_ended(here, verdict)
+                await _under_load(here, load, row, dose, verdict)
+            await until_all_has_ended(here, verdict)
         finally:
             watching.cancel()
             await asyncio.wait([watching])
@@ -88,32 +102,25 @@ async def run(on: Stage, row: Row, kind: Kind, count: int, seed: int, say: Calla
         with suppress(AssertionError):
             await here.all_started()
         verdict.ended = [*here.fleet.ended(), *await here.fleet.stop()]
-        _judge(here, load, verdict)
+        judge(here, load, verdict)
     await asyncio.to_thread(on.cluster.restore)
     return verdict
 
 
-async def _look_for_ever(ledger: Ledger, store: Store) -> None:
+async def look_for_ever(ledger: Ledger, store: Store) -> None:
+    """Read from the store what has ended, again and again."""
     while True:
         await asyncio.sleep(LOOKS)
         await ledger.look(store)
 
 
-async def _under_load(here: World, load: Load, row: Row, count: int, verdict: Verdict) -> None:
-    rate = count / (BEFORE + row.lasts + AFTER)
-    loading = asyncio.create_task(load.run(count, rate))
-    progress = asyncio.create_task(_progress(here, load))
+async def _under_load(here: World, load: Load, row: Row, dose: Dose, verdict: Verdict) -> None:
+    rate = dose.tasks / (dose.before + row.lasts + dose.after)
+    loading = asyncio.create_task(load.run(dose.tasks, rate))
+    progress = asyncio.create_task(progress_of(here, load))
     try:
-        await asyncio.sleep(BEFORE)
-        here.say(f"the fault begins: {row.told}")
-        began = time.monotonic()
-        await row.act(here)
-        ended = time.monotonic()
-        verdict.fault_seconds = round(ended - began, 1)
-        here.say(f"the fault has ended after {verdict.fault_seconds:.0f} s")
-        with suppress(AssertionError):
-            well = await eventually(lambda: load.recovered_at(ended), "recovery", WATCHED)
-            verdict.recovery_seconds = round(max(0.0, well - ended), 1)
+        await asyncio.sleep(dose.before)
+        verdict.fault_seconds, verdict.recovery_seconds = await inflict(here, load, row)
         await loading
         load.stop_probing()
     finally:
@@ -121,7 +128,23 @@ async def _under_load(here: World, load: Load, row: Row, count: int, verdict: Ve
         loading.cancel()
 
 
-async def _progress(here: World, load: Load) -> None:
+async def inflict(here: World, load: Load, row: Row) -> tuple[float, float | None]:
+    """Cause a fault. Seconds that it lasted, and from its end until all was well; None: not in time."""
+    here.say(f"the fault begins: {row.told}")
+    began = time.monotonic()
+    await row.act(here)
+    ended = time.monotonic()
+    here.say(f"the fault has ended after {ended - began:.0f} s")
+    recovery = None
+    with suppress(AssertionError):
+        well = await eventually(lambda: recovered_at(load.probes, ended), "recovery", WATCHED)
+        recovery = round(max(0.0, well - ended), 1)
+    here.say("all is well again" if recovery is not None else f"not all is well after {WATCHED:g} s")
+    return round(ended - began, 1), recovery
+
+
+async def progress_of(here: World, load: Load) -> None:
+    """Tell how far it is, again and again."""
     while True:
         await asyncio.sleep(5)
         ledger = here.ledger
@@ -131,7 +154,7 @@ async def _progress(here: World, load: Load) -> None:
         )
 
 
-async def _until_all_has_ended(here: World, verdict: Verdict) -> None:
+async def until_all_has_ended(here: World, verdict: Verdict) -> None:
     """Wait for rows, then a little longer for answers."""
     began = time.monotonic()
     with suppress(AssertionError):  # what has not ended by then is counted
@@ -140,7 +163,8 @@ async def _until_all_has_ended(here: World, verdict: Verdict) -> None:
     verdict.notes.append(f"all ended {time.monotonic() - began:.0f} s after the load")
 
 
-def _judge(here: World, load: Load, verdict: Verdict) -> None:
+def judge(here: World, load: Load, verdict: Verdict) -> None:
+    """Count what became of all tasks. The fleet has stopped."""
     ledger, file = here.ledger, here.database.folder.parent / "effects"
     repeats = repeats_in(file)
     lost, missing = ledger.unfinished(), ledger.missing_answers()
@@ -151,6 +175,7 @@ def _judge(here: World, load: Load, verdict: Verdict) -> None:
     verdict.twice, verdict.steps_unwritten = repeats.tasks, repeats.steps_unwritten
     verdict.steps_remembered = repeats.steps_remembered
     verdict.answers_missing, verdict.answers_twice = len(missing), ledger.count("answered twice")
+    verdict.load_average = round(os.getloadavg()[0], 1)
     verdict.notes += [f"lost: {one.agent_type} {one.task_id}" for one in lost[:TOLD]]
     verdict.notes += [f"no answer: {one.agent_type} {one.task_id}, {one.status}" for one in missing[:TOLD]]
     verdict.notes += [f"wrong: {text}" for text in ledger.wrong[:TOLD]]

@@ -23,7 +23,7 @@ from tests.fleets import fleet
 from warren.store import Store
 from warren.store_keys import Keys
 from warren.testing import TcpProxy
-from warren.topology import Names
+from warren.topology import Names, Profile, keeping_queue
 
 PASSWORD: Final = "faults"
 # All others are the defaults, with which the load would be refused, or wait a minute for a breaker.
@@ -46,6 +46,7 @@ class Stage:
     firewall: Firewall
     balancer: Balancer
     folder: Path
+    profile: Profile = "quorum"
 
 
 @asynccontextmanager
@@ -56,11 +57,22 @@ async def stage(nodes: int, folder: Path) -> AsyncIterator[Stage]:
         made = Cluster(nodes, folder, rules)
         stack.callback(made.remove)
         await asyncio.to_thread(made.create)
-        for user in (FLEET_USER, LOAD_USER):
-            await asyncio.to_thread(made.ctl, "add_user", user, PASSWORD)
-            await asyncio.to_thread(made.ctl, "set_permissions", user, *EVERYTHING)
+        await asyncio.to_thread(add_users, made)
         before = await stack.enter_async_context(balancer(folder, [node.ip for node in made.nodes], AMQP))
         yield Stage(made, rules, before, folder)
+
+
+def add_users(cluster: Cluster) -> None:
+    """Make the users of fleet and load."""
+    for user in (FLEET_USER, LOAD_USER):
+        cluster.ctl("add_user", user, PASSWORD)
+        cluster.ctl("set_permissions", user, *EVERYTHING)
+
+
+def remove_users(cluster: Cluster) -> None:
+    """Delete the users of fleet and load."""
+    for user in (FLEET_USER, LOAD_USER):
+        cluster.ctl("delete_user", user)
 
 
 @asynccontextmanager
@@ -94,7 +106,7 @@ async def world(
         producer = await stack.enter_async_context(
             Producer(
                 f"amqp://{LOAD_USER}:{PASSWORD}@{LOOPBACK}:{doors[1].port}/",
-                f"answers-{namespace}",
+                keeping_queue(f"answers-{namespace}", on.profile),
                 lambda body, redelivered: ledger.answered(body, redelivered=redelivered),
             )
         )

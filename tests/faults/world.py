@@ -108,7 +108,7 @@ class World:
 
     async def with_channel(self, act: Callable[[AbstractChannel], object]) -> None:
         """Do something over AMQP as the administrator."""
-        connection = await aiormq.connect(f"amqp://guest:guest@{self.cluster.nodes[0].ip}:5672/")
+        connection = await aiormq.connect(self.cluster.url)
         try:
             await act(await connection.channel())  # type: ignore[misc]
         finally:
