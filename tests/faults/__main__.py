@@ -9,11 +9,11 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -23,6 +23,8 @@ from tests.faults.report import as_markdown, as_text
 from tests.faults.runner import Dose, Verdict, run
 from tests.faults.soak import Plan, soak
 from tests.faults.stage import stage
+
+T = TypeVar("T")
 
 NODES: Final = 3
 EXAMPLE: Final = """examples:
@@ -52,7 +54,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, default=2000, help="tasks of each row (default: 2000)")
     parser.add_argument("--seed", type=int, default=1, help="chooses nodes, workers and tasks (default: 1)")
     parser.add_argument("--nodes", type=int, default=NODES, help="RabbitMQ nodes (default: 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="add the verdicts to this file, as JSON")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the logs of the fleets here")
     parser.add_argument(
@@ -103,12 +105,36 @@ async def run_all(asked: argparse.Namespace, folder: Path) -> list[Verdict]:
     return verdicts
 
 
-def write(asked: argparse.Namespace, verdicts: Sequence[Verdict], balancer: str) -> None:
-    """Write the files that are asked for."""
+async def until_stopped(work: Coroutine[Any, Any, T]) -> T:
+    """Do the work; Ctrl-C or SIGTERM cancels it, once, so that all that it made is deleted."""
+    loop, running = asyncio.get_running_loop(), asyncio.ensure_future(work)
+
+    def stop() -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(each, lambda: None)
+        print("stopping: what was made is deleted", flush=True)
+        running.cancel()
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(each, stop)
+    return await running
+
+
+def write(asked: argparse.Namespace, new: Sequence[Verdict], balancer: str) -> None:
+    """Write the files that are asked for. Rows that the JSON file has from an earlier run stay in both."""
+    verdicts = merged(asked.json, new)
     if asked.json:
         asked.json.write_text(json.dumps([verdict.as_dict() for verdict in verdicts], indent=2) + "\n")
     if asked.markdown:
         asked.markdown.write_text(as_markdown(verdicts, all_rows(), balancer))
+
+
+def merged(file: Path | None, new: Sequence[Verdict]) -> list[Verdict]:
+    """The verdicts of a file with the new ones in their place, in the order of the rows."""
+    old = json.loads(file.read_text()) if file and file.exists() else []
+    found = {(one.row, one.database): one for one in (*map(Verdict.from_dict, old), *new)}
+    order = [*all_rows(), "soak"]
+    return sorted(found.values(), key=lambda one: order.index(one.row))
 
 
 def main() -> int:
@@ -121,14 +147,13 @@ def main() -> int:
     # What our own look at the store says while it is broken is no news.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.disable(logging.CRITICAL)
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # the same clean end
     with TemporaryDirectory(prefix="warren-faults-", ignore_cleanup_errors=True) as temporary:
         folder = asked.logs.absolute() if asked.logs else Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
         try:
-            verdicts = asyncio.run(run_all(asked, folder))
-        except KeyboardInterrupt:
+            verdicts = asyncio.run(until_stopped(run_all(asked, folder)))
+        except asyncio.CancelledError:
             print("stopped; nothing is left behind", flush=True)
             return 130
     print(as_text(verdicts))

@@ -24,7 +24,7 @@ KINDS: Final = {"quick": 40, "steps": 30, "flaky": 12, "doomed": 8, "later": 10}
 SLOWEST: Final = 0.4  # seconds that a task takes
 LATEST: Final = 8.0  # seconds that one is delayed
 PROBES_EVERY: Final = 0.25  # seconds
-NORMAL: Final = 2.0  # seconds in which a probe is answered when all is well, on a busy machine
+NORMAL: Final = 2.0  # seconds in which a probe is answered when all is well; more on a busy machine
 IN_A_ROW: Final = 20  # probes that say that all is well
 HTTP_PATIENCE: Final = 10.0  # seconds that a request may take
 PAUSE: Final = 0.5  # seconds before a request is made again
@@ -152,13 +152,19 @@ class Load:
             await asyncio.sleep(PROBES_EVERY)
 
 
-def recovered_at(probes: Iterable[Entry], since: float) -> float | None:
-    """When the first of enough probes in a row, submitted since, was answered in normal time."""
+def normal(probes: Iterable[Entry]) -> float:
+    """Seconds in which a probe is answered when all is well: as these were, and a half more; 2 at least."""
+    known = [entry.ended_at - entry.submitted_at for entry in probes if entry.ended_at is not None]
+    return max(NORMAL, 1.5 * max(known, default=0.0))
+
+
+def recovered_at(probes: Iterable[Entry], since: float, within: float = NORMAL) -> float | None:
+    """When the first of enough probes in a row, submitted since, was answered within normal time."""
     row: list[Entry] = []
     for entry in probes:
         if entry.submitted_at < since:
             continue
-        is_well = entry.ended_at is not None and entry.ended_at - entry.submitted_at <= NORMAL
+        is_well = entry.ended_at is not None and entry.ended_at - entry.submitted_at <= within
         row = [*row, entry] if is_well else []
         if len(row) == IN_A_ROW:
             return row[0].ended_at

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -14,7 +14,7 @@ from tests.faults.catalogue import Row
 from tests.faults.databases import Kind
 from tests.faults.effects import repeats_in
 from tests.faults.ledger import Ledger
-from tests.faults.load import Load, recovered_at
+from tests.faults.load import Load, normal, recovered_at
 from tests.faults.stage import Stage, world
 from tests.faults.world import World
 from tests.rig import eventually
@@ -80,6 +80,11 @@ class Verdict:
         }
         return [what for what, is_so in found.items() if is_so]
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Verdict:
+        """What `as_dict` has given."""
+        return cls(**{name: value for name, value in values.items() if name != "broken"})
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**asdict(self), "broken": self.broken}
@@ -132,12 +137,13 @@ async def inflict(here: World, load: Load, row: Row) -> tuple[float, float | Non
     """Cause a fault. Seconds that it lasted, and from its end until all was well; None: not in time."""
     here.say(f"the fault begins: {row.told}")
     began = time.monotonic()
+    within = normal(load.probes)
     await row.act(here)
     ended = time.monotonic()
-    here.say(f"the fault has ended after {ended - began:.0f} s")
+    here.say(f"the fault has ended after {ended - began:.0f} s; normal is an answer within {within:.1f} s")
     recovery = None
     with suppress(AssertionError):
-        well = await eventually(lambda: recovered_at(load.probes, ended), "recovery", WATCHED)
+        well = await eventually(lambda: recovered_at(load.probes, ended, within), "recovery", WATCHED)
         recovery = round(max(0.0, well - ended), 1)
     here.say("all is well again" if recovery is not None else f"not all is well after {WATCHED:g} s")
     return round(ended - began, 1), recovery

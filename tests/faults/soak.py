@@ -24,6 +24,7 @@ MINUTE: Final = 60.0
 FAULT_EVERY: Final = 2 * MINUTE
 FIRST_AFTER: Final = MINUTE  # of quiet, to know what is normal
 KEPT: Final = 3 * MINUTE  # that ended rows stay in the store
+RECENT: Final = 80  # probes before a fault, which say what is normal
 UNSURE: Final = 5 * MINUTE  # that a task which was not confirmed is looked for
 WATCHED: Final = MINUTE  # that the ledger waits for a second answer to a task
 
@@ -86,7 +87,7 @@ async def _under_load(here: World, load: Load, plan: Plan, verdict: Verdict, sam
 
 
 async def _one_fault(here: World, load: Load, row: Row, verdict: Verdict) -> None:
-    load.probes.clear()
+    del load.probes[:-RECENT]
     lasted, recovery = await inflict(here, load, row)
     verdict.fault_seconds += lasted
     verdict.notes.append(f"{row.name}: lasted {lasted:.0f} s, healed in {recovery} s")

@@ -8,9 +8,10 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import insert
+from tests.faults.__main__ import merged
 from tests.faults.effects import DONE, EFFECT, REMEMBERED, Repeats, note, repeats_in
 from tests.faults.ledger import Entry, Ledger
-from tests.faults.load import IN_A_ROW, NORMAL, recovered_at
+from tests.faults.load import IN_A_ROW, NORMAL, normal, recovered_at
 from tests.faults.report import as_markdown, as_text
 from tests.faults.runner import Verdict
 from tests.faults.samples import FEWEST, Sample, growth
@@ -137,6 +138,15 @@ def test_all_is_well_from_the_first_of_enough_probes_in_a_row() -> None:
     assert recovered_at(probes(*quick), 0.2) is None
 
 
+def test_what_is_normal_is_what_was_normal_before() -> None:
+    assert normal([]) == NORMAL
+    assert normal(probes(0.1, 0.2)) == NORMAL
+    assert normal(probes(0.1, 4.0, None)) == 6.0
+    slow = probes(*[5.0] * IN_A_ROW)
+    assert recovered_at(slow, 0.0) is None
+    assert recovered_at(slow, 0.0, within=6.0) == 5.0
+
+
 def sample(memory: float = 500, rows: float = 10_000) -> Sample:
     """A look at a fleet."""
     return Sample(memory, 200, 40, 300, rows)
@@ -158,3 +168,12 @@ def test_a_verdict_names_what_is_broken() -> None:
     assert bad.broken == ["lost", "wrong", "a process ended", "not healed"]
     assert "worker ended with 1" in as_text([good, bad])
     assert "| lost; wrong; a process ended; not healed |" in as_markdown([good, bad], {}, "HAProxy")
+
+
+def test_verdicts_of_an_earlier_run_stay_unless_their_row_has_run_again(tmp_path: Path) -> None:
+    file = tmp_path / "faults.json"
+    early = [Verdict("worker-killed", "sqlite", lost=1), Verdict("all-connections-cut", "sqlite")]
+    file.write_text(json.dumps([one.as_dict() for one in early]))
+    again = Verdict("worker-killed", "sqlite", recovery_seconds=1.0)
+    assert merged(file, [again]) == [early[1], again]
+    assert merged(None, [again]) == [again]
