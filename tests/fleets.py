@@ -167,6 +167,7 @@ class Fleet:
 async def fleet(log: Path, target: str, workers: int, port: int = 0, **settings: Any) -> AsyncIterator[Fleet]:
     """So many workers of this application and a gateway that have started, with only these settings."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("WARREN_")}
+    ours.pop("PYTHONDONTWRITEBYTECODE", None)  # what is started often, is compiled once
     environment = {**ours, **{f"WARREN_{name.upper()}": str(value) for name, value in settings.items()}}
     async with AsyncExitStack() as stack:
         running = Fleet(Log(log), environment)

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from tests.faults.catalogue import Row, all_rows
+from tests.faults.catalogue import Row, all_rows, missing
 from tests.faults.databases import KINDS, Kind
 from tests.faults.report import as_markdown, as_text
 from tests.faults.runner import Dose, Verdict, run
@@ -74,7 +74,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def wanted(asked: argparse.Namespace) -> Iterator[tuple[Row, Kind]]:
     """The rows that are to run, each with its store."""
     for name, row in all_rows().items():
-        if (asked.row and name not in asked.row) or row.nodes > asked.nodes:
+        if asked.row and name not in asked.row:
+            continue
+        if lacking := missing(row, asked.nodes):
+            print(f"{name} is left out: it needs {lacking}", flush=True)
             continue
         kinds = asked.database or row.databases[:1]
         yield from ((row, kind) for kind in kinds if kind in row.databases)

@@ -14,6 +14,14 @@ Act = Callable[[World], Awaitable[None]]
 
 
 @dataclass(frozen=True)
+class Need:
+    """What a machine has to have for a fault."""
+
+    told: str
+    is_there: Callable[[], bool]
+
+
+@dataclass(frozen=True)
 class Row:
     """A fault, and what it needs."""
 
@@ -29,6 +37,7 @@ class Row:
     small_disk: bool = False
     nodes: int = 1
     """RabbitMQ nodes that it needs."""
+    needs: Need | None = None
     in_soak: bool = True
     """Whether it may come again and again, beside what others have left behind."""
 
@@ -46,6 +55,13 @@ def row(lasts: float, **needs: object) -> Callable[[Act], Act]:
         return act
 
     return register
+
+
+def missing(row: Row, nodes: int) -> str:
+    """What this machine, or a cluster of so many nodes, lacks for a fault; nothing if it has it all."""
+    if row.nodes > nodes:
+        return f"{row.nodes} nodes"
+    return row.needs.told if row.needs and not row.needs.is_there() else ""
 
 
 def all_rows() -> Mapping[str, Row]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.faults.catalogue import row
+from tests.faults.catalogue import Need, row
 from tests.faults.cluster import Node
+from tests.faults.firewall import Firewall
 from tests.faults.world import World
 
 PARTITIONED = 20.0  # seconds
+IPTABLES = Need("iptables, as root", Firewall.is_usable)
 
 
 def _any_node(world: World) -> Node:
@@ -56,13 +58,13 @@ async def nodes_restarted_in_turn(world: World) -> None:
         await _back(world)
 
 
-@row(lasts=PARTITIONED, nodes=3)
+@row(lasts=PARTITIONED, nodes=3, needs=IPTABLES)
 async def node_partitioned(world: World) -> None:
     """One node does not reach the others for 20 s, while clients reach all of them."""
     await _partition(world, [_any_node(world)])
 
 
-@row(lasts=PARTITIONED, nodes=3)
+@row(lasts=PARTITIONED, nodes=3, needs=IPTABLES)
 async def all_nodes_partitioned(world: World) -> None:
     """No node reaches another for 20 s, while clients reach all of them."""
     await _partition(world, *([node] for node in world.cluster.nodes))

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
-from tests.faults.catalogue import row
+from tests.faults.catalogue import Need, row
+from tests.faults.shell import succeeds
 from tests.faults.world import World
 
+
+def _libfaketime() -> Path | None:
+    return next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+
+
+TIME_NAMESPACES = Need("`unshare --time`, as root", lambda: succeeds("unshare", "--time", "true"))
+LIBFAKETIME = Need("libfaketime (a package of Debian)", lambda: _libfaketime() is not None)
 FROZEN = 60.0  # seconds
 A_DAY = 86_400  # seconds
 ASKED = 1.0  # seconds that the gateway serves before it is killed
@@ -58,11 +67,33 @@ async def workers_restarted_in_turn(world: World) -> None:
         await world.all_started()
 
 
-@row(lasts=15)
+@row(lasts=15, needs=TIME_NAMESPACES)
 async def monotonic_clock_ahead(world: World) -> None:
     """One worker is restarted with its monotonic and boot clocks a day ahead (a Linux time namespace)."""
+    clocks = ("--monotonic", str(A_DAY), "--boottime", str(A_DAY))
+    await _restarted(world, "unshare", "--time", *clocks)
+
+
+# Not with SQLite: libfaketime makes `time.sleep` fail, and a worker that waits for the file calls it.
+@row(lasts=15, needs=LIBFAKETIME, databases=("postgresql",))
+async def wall_clock_ahead(world: World) -> None:
+    """One worker is restarted with its wall clock ten minutes ahead (libfaketime)."""
+    await _restarted(world, *_with_clock("+10m"))
+
+
+@row(lasts=15, needs=LIBFAKETIME, databases=("postgresql",))
+async def wall_clock_behind(world: World) -> None:
+    """One worker is restarted with its wall clock ten minutes behind (libfaketime)."""
+    await _restarted(world, *_with_clock("-10m"))
+
+
+def _with_clock(offset: str) -> tuple[str, ...]:
+    """A program that starts another one with this offset of its wall clock, and the host's monotonic one."""
+    return ("env", f"LD_PRELOAD={_libfaketime()}", f"FAKETIME={offset}", "DONT_FAKE_MONOTONIC=1")
+
+
+async def _restarted(world: World, *under: str) -> None:
     name = world.chance.choice(world.workers)
     await world.terminate(name)
-    clocks = ("--monotonic", str(A_DAY), "--boottime", str(A_DAY))
-    await world.start(name, under=("unshare", "--time", *clocks))
+    await world.start(name, under=under)
     await world.all_started()

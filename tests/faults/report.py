@@ -20,6 +20,13 @@ def cells(verdict: Verdict) -> tuple[str, ...]:
     """One row of the table."""
     lost = f"{verdict.lost} (+{verdict.excused} excused)" if verdict.excused else str(verdict.lost)
     healed = "not" if verdict.recovery_seconds is None else f"{verdict.recovery_seconds:.1f}"
+    if verdict.failed:
+        return (
+            verdict.row,
+            verdict.database,
+            *[""] * (len(COLUMNS) - 3),
+            f"not carried out: {verdict.failed}",
+        )
     return (
         verdict.row, verdict.database, f"{verdict.fault_seconds:.0f}", str(verdict.accepted),
         str(verdict.succeeded), str(verdict.dead), lost, str(verdict.wrong), str(verdict.twice),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -63,6 +64,8 @@ class Verdict:
     """Processes that wanted to run on this machine, over the last minute (`getloadavg`), at the end."""
     ended: list[str] = field(default_factory=list)
     """Processes that ended by themselves, or did not stop well."""
+    failed: str = ""
+    """Why the row could not be carried out."""
     grown: list[str] = field(default_factory=list)
     """What was not flat over a soak."""
     notes: list[str] = field(default_factory=list)
@@ -71,6 +74,8 @@ class Verdict:
     def broken(self) -> list[str]:
         """The promises that this row breaks."""
         recovered = self.recovery_seconds is not None and self.recovery_seconds <= HEALED_WITHIN
+        if self.failed:
+            return ["not carried out"]
         found = {
             "lost": self.lost > 0,
             "wrong": self.wrong > 0,
@@ -91,8 +96,22 @@ class Verdict:
 
 
 async def run(on: Stage, row: Row, kind: Kind, dose: Dose, say: Callable[[str], None]) -> Verdict:
-    """Run a row on a world of its own."""
+    """Run a row on a world of its own. A row that cannot be carried out says so, and harms no other."""
     verdict = Verdict(row.name, kind)
+    try:
+        await _run(on, row, kind, dose, verdict, say)
+    except Exception as error:
+        verdict.failed = f"{type(error).__name__}: {error}"
+        verdict.notes.append("".join(traceback.format_exception(error)))
+    on.firewall.clear()
+    await on.balancer.open_all()
+    await asyncio.to_thread(on.cluster.restore)
+    return verdict
+
+
+async def _run(
+    on: Stage, row: Row, kind: Kind, dose: Dose, verdict: Verdict, say: Callable[[str], None]
+) -> None:
     say("the fleet starts")
     async with world(on, kind, dose.seed, say, small_disk=row.small_disk) as (here, load, store):
         watching = asyncio.create_task(look_for_ever(here.ledger, store))
@@ -108,8 +127,6 @@ async def run(on: Stage, row: Row, kind: Kind, dose: Dose, say: Callable[[str], 
             await here.all_started()
         verdict.ended = [*here.fleet.ended(), *await here.fleet.stop()]
         judge(here, load, verdict)
-    await asyncio.to_thread(on.cluster.restore)
-    return verdict
 
 
 async def look_for_ever(ledger: Ledger, store: Store) -> None:

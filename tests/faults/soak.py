@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from tests.faults.catalogue import Row, all_rows
+from tests.faults.catalogue import Row, all_rows, missing
 from tests.faults.databases import Kind
 from tests.faults.ledger import Entry
 from tests.faults.load import Load
@@ -71,7 +71,7 @@ async def _under_load(here: World, load: Load, plan: Plan, verdict: Verdict, sam
     seconds = plan.minutes * MINUTE
     loading = asyncio.create_task(load.run(int(seconds * plan.rate), plan.rate))
     rows = [row for row in all_rows().values() if row.in_soak and plan.kind in row.databases]
-    rows = [row for row in rows if row.nodes <= len(here.cluster.nodes)]
+    rows = [row for row in rows if not missing(row, len(here.cluster.nodes))]
     try:
         await asyncio.sleep(min(FIRST_AFTER, seconds / 3))
         while time.monotonic() - began < seconds - MINUTE / 2:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 
 import asyncpg
 
-from tests.faults.catalogue import row
+from tests.faults.catalogue import Need, row
 from tests.faults.world import World
 
 POSTGRESQL = {"databases": ("postgresql",)}
+ROOT = Need("root, to mount a small disk", lambda: os.geteuid() == 0)
 FULL = 15.0  # seconds
 PAUSED = 15.0  # seconds
 
@@ -32,7 +34,7 @@ async def postgresql_killed(world: World) -> None:
     await world.in_thread(world.database.start_server)
 
 
-@row(lasts=FULL + 3, small_disk=True, in_soak=False, **POSTGRESQL)
+@row(lasts=FULL + 3, small_disk=True, needs=ROOT, in_soak=False, **POSTGRESQL)
 async def postgresql_disk_full(world: World) -> None:
     """The disk under PostgreSQL is full for 15 s; a server that stops over it is then started again."""
     await world.in_thread(world.database.fill_disk)
@@ -79,7 +81,7 @@ async def postgresql_host_paused(world: World) -> None:
         world.thaw(*pids)
 
 
-@row(lasts=FULL, small_disk=True, in_soak=False, databases=("sqlite",))
+@row(lasts=FULL, small_disk=True, needs=ROOT, in_soak=False, databases=("sqlite",))
 async def sqlite_disk_full(world: World) -> None:
     """The disk under SQLite is full for 15 s."""
     await world.in_thread(world.database.fill_disk)

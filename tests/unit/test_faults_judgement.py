@@ -177,3 +177,9 @@ def test_verdicts_of_an_earlier_run_stay_unless_their_row_has_run_again(tmp_path
     again = Verdict("worker-killed", "sqlite", recovery_seconds=1.0)
     assert merged(file, [again]) == [early[1], again]
     assert merged(None, [again]) == [again]
+
+
+def test_a_row_that_cannot_be_carried_out_is_no_success() -> None:
+    failed = Verdict("worker-killed", "sqlite", failed="OSError: no room", recovery_seconds=1.0)
+    assert failed.broken == ["not carried out"]
+    assert "not carried out: OSError: no room" in as_text([failed])
