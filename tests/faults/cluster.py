@@ -118,7 +118,7 @@ class Cluster:
             if not node.is_running:
                 node.start()
         self.wait()
-        self.clear_alarm()
+        self.clear_alarms()
 
     def partition(self, *islands: Sequence[Node]) -> None:
         """Drop the packets between these groups of nodes. Clients still reach all of them."""
@@ -143,13 +143,18 @@ class Cluster:
             *(self.network, node.container),
         )
 
-    def alarm(self) -> None:
+    def alarm_memory(self) -> None:
         """Have every node believe that it is out of memory: publishers are blocked."""
         self.each(lambda node: node.ctl("set_vm_memory_high_watermark", "absolute", "1MB"))
 
-    def clear_alarm(self) -> None:
-        """Let the nodes have their memory again."""
+    def alarm_disk(self) -> None:
+        """Have every node believe that its disk is full: publishers are blocked."""
+        self.each(lambda node: node.ctl("set_disk_free_limit", "1000TB"))
+
+    def clear_alarms(self) -> None:
+        """Let the nodes have their memory and their disk again."""
         self.each(lambda node: node.ctl("set_vm_memory_high_watermark", "0.6"))
+        self.each(lambda node: node.ctl("set_disk_free_limit", "50MB"))
 
     def _complaint(self, node: Node) -> str:
         try:

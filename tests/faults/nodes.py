@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from tests.faults.catalogue import Need, row
 from tests.faults.cluster import Node
@@ -10,6 +11,7 @@ from tests.faults.firewall import Firewall
 from tests.faults.world import World
 
 PARTITIONED = 20.0  # seconds
+ALARMED = 15.0  # seconds
 IPTABLES = Need("iptables, as root", Firewall.is_usable)
 
 
@@ -91,11 +93,21 @@ async def node_disconnected(world: World) -> None:
     await _back(world)
 
 
-@row(lasts=15)
+@row(lasts=ALARMED)
 async def memory_alarm(world: World) -> None:
-    """All nodes raise their memory alarm for 15 s: the broker blocks whoever publishes."""
-    await world.in_thread(world.cluster.alarm)
+    """All nodes raise their memory alarm for 15 s: the broker blocks all who publish."""
+    await _alarmed(world, world.cluster.alarm_memory)
+
+
+@row(lasts=ALARMED)
+async def disk_alarm(world: World) -> None:
+    """All nodes raise their disk alarm for 15 s: the broker blocks all who publish."""
+    await _alarmed(world, world.cluster.alarm_disk)
+
+
+async def _alarmed(world: World, alarm: Callable[[], None]) -> None:
+    await world.in_thread(alarm)
     try:
-        await asyncio.sleep(15)
+        await asyncio.sleep(ALARMED)
     finally:
-        await world.in_thread(world.cluster.clear_alarm)
+        await world.in_thread(world.cluster.clear_alarms)

@@ -97,7 +97,7 @@ async def _one_fault(here: World, load: Load, row: Row, verdict: Verdict) -> Non
     await here.all_started()
 
 
-def _is_settled(entry: Entry, now: float) -> bool:
+def is_settled(entry: Entry, now: float) -> bool:
     """Whether nothing more is expected: it ended right, or it was never confirmed and never arrived."""
     if entry.accepted_at is None and entry.status is None:
         return now - entry.submitted_at > UNSURE
@@ -118,7 +118,7 @@ async def _prune_for_ever(here: World, store: Store) -> None:
     while True:
         await asyncio.sleep(MINUTE / 2)
         now = time.monotonic()
-        here.ledger.forget([entry for entry in here.ledger.entries.values() if _is_settled(entry, now)])
+        here.ledger.forget([entry for entry in here.ledger.entries.values() if is_settled(entry, now)])
         try:
             await Archive(store).prune(KEPT)
         except WarrenError as error:

@@ -15,6 +15,7 @@ from tests.faults.load import IN_A_ROW, NORMAL, normal, recovered_at
 from tests.faults.report import as_markdown, as_text
 from tests.faults.runner import Verdict
 from tests.faults.samples import FEWEST, Sample, growth
+from tests.faults.soak import UNSURE, is_settled
 from tests.stores import execute
 
 from warren.store import Store
@@ -183,3 +184,20 @@ def test_a_row_that_cannot_be_carried_out_is_no_success() -> None:
     failed = Verdict("worker-killed", "sqlite", failed="OSError: no room", recovery_seconds=1.0)
     assert failed.broken == ["not carried out"]
     assert "not carried out: OSError: no room" in as_text([failed])
+
+
+async def test_what_a_soak_forgets_still_counts(tmp_path: Path) -> None:
+    right, unsure, lost = entry(1), entry(2, accepted=False), entry(3)
+    wrong = entry(4)
+    everything = (right, unsure, lost, wrong)
+    ledger = await ledger_of(tmp_path, *everything, n1=("succeeded", b"7"), n4=("dead", None))
+    assert right.ended_at is not None
+    later = right.ended_at + UNSURE + 1
+    settled = [one for one in everything if is_settled(one, later)]
+    assert settled == [right, unsure]
+    assert not is_settled(right, right.ended_at)
+    ledger.forget(settled)
+    assert ledger.count("accepted") == 3
+    assert ledger.count("succeeded") == 1
+    assert ledger.unfinished() == [lost]
+    assert len(ledger.wrong) == 1
