@@ -38,7 +38,7 @@ from warren.addresses import Address, amqp_address
 from warren.bus_outage import Rarely
 from warren.bus_tls import tls_context, what_tls_refused
 from warren.errors import AccessRefused, BrokerUnavailable, ConfigurationError, NotDeclared, QueueMismatch
-from warren.loops import cancellations, is_cancelled
+from warren.loops import cancellations, is_cancelled, mark_error_seen
 from warren.settings import Settings, without_password
 from warren.topology import Profile, Topology, profile_for
 
@@ -331,7 +331,9 @@ class Connection:
 
         Raises BrokerUnavailable, AccessRefused, NotDeclared or QueueMismatch.
         """
-        return await asyncio.shield(asyncio.create_task(self._administer(act), name="administration"))
+        asking = asyncio.create_task(self._administer(act), name="administration")
+        asking.add_done_callback(mark_error_seen)
+        return await asyncio.shield(asking)
 
     async def _administer(self, act: Callable[[AbstractChannel], Awaitable[T]]) -> T:
         channel = await self.channel()

@@ -33,6 +33,15 @@ def forget_cancellations() -> None:
         task.uncancel()
 
 
+def mark_error_seen(task: asyncio.Task[Any]) -> None:
+    """Done callback of a shielded task: its error is no news once its waiter was cancelled.
+
+    asyncio reports an error that was never retrieved. A waiter that still waits gets the error all the same.
+    """
+    if not task.cancelled():
+        task.exception()
+
+
 class GrowingPause:
     """Seconds until a loop goes on after a round that failed: doubled each time, up to a limit."""
 
