@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import pytest
+from tests.brokers import missing
 from tests.faults.balancer import balancer
 from tests.faults.catalogue import all_rows
 from tests.faults.cluster import Cluster
@@ -17,6 +18,7 @@ from tests.faults.firewall import Firewall
 from tests.faults.runner import Dose, run
 from tests.faults.stage import Stage, add_users, remove_users
 from tests.rig import Rig
+from tests.stores import binaries
 
 from warren.topology import Profile
 
@@ -67,6 +69,8 @@ async def on(rig: Rig) -> AsyncIterator[Stage]:
 
 async def test_a_fleet_heals_from_a_fault_and_loses_nothing(on: Stage, rig: Rig) -> None:
     name, kind = ROWS[rig.profile]
+    if kind == "postgresql" and binaries() is None:
+        missing("postgresql", "there are no PostgreSQL binaries on this machine")
     verdict = await run(on, all_rows()[name], kind, DOSE, print)
     assert verdict.broken == [], verdict.notes
     assert verdict.accepted > DOSE.tasks / 2
