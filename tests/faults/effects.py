@@ -30,6 +30,15 @@ def note(file: Path, what: str, number: int, step: str = "-") -> None:
         os.close(descriptor)
 
 
+def is_first(file: Path, number: int) -> bool:
+    """Whether this is asked for the first time of this task, in any process."""
+    try:
+        (file.parent / f"{file.name}.{number}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Repeats:
     """What happened more than once."""

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import insert
 from tests.faults.__main__ import merged
-from tests.faults.effects import DONE, EFFECT, REMEMBERED, Repeats, note, repeats_in
+from tests.faults.effects import DONE, EFFECT, REMEMBERED, Repeats, is_first, note, repeats_in
 from tests.faults.ledger import Entry, Ledger
 from tests.faults.load import IN_A_ROW, NORMAL, normal, recovered_at
 from tests.faults.report import as_markdown, as_text
@@ -118,6 +118,10 @@ def test_a_step_that_was_remembered_is_told_from_one_that_was_not(tmp_path: Path
             note(file, what, number, step)
     assert repeats_in(file) == Repeats(tasks=1, steps_unwritten=1, steps_remembered=1)
     assert repeats_in(tmp_path / "none") == Repeats()
+
+
+def test_a_task_is_run_for_the_first_time_once(tmp_path: Path) -> None:
+    assert [is_first(tmp_path / "effects", number) for number in (1, 2, 1, 1)] == [True, True, False, False]
 
 
 def probes(*latencies: float | None, every: float = 0.25) -> list[Entry]:
