@@ -149,7 +149,7 @@ class Cluster:
 
     def alarm_disk(self) -> None:
         """Have every node believe that its disk is full: publishers are blocked."""
-        self.each(lambda node: node.ctl("set_disk_free_limit", "1000TB"))
+        self.each(lambda node: node.ctl("set_disk_free_limit", "mem_relative", "1000"))
 
     def clear_alarms(self) -> None:
         """Let the nodes have their memory and their disk again."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 
 from tests.faults.catalogue import row
-from tests.faults.world import EVERYTHING, FLEET_USER, World
+from tests.faults.world import EVERYTHING, FLEET_USER, World, administrator
 
 REVOKED = 15.0  # seconds
 
 
 async def _delete_exchange(world: World, name: str) -> None:
-    await world.with_channel(lambda channel: channel.exchange_delete(name))
+    async with administrator(world.cluster.url) as channel:
+        await channel.exchange_delete(name)
 
 
 @row(lasts=1)
@@ -42,7 +43,8 @@ async def exchange_of_dead_letters_deleted(world: World) -> None:
 async def queue_deleted(world: World) -> None:
     """A task queue is deleted with its messages: tasks of its agent type accepted so far are excused."""
     agent_type = "quick"
-    await world.with_channel(lambda channel: channel.queue_delete(world.names.queue(agent_type)))
+    async with administrator(world.cluster.url) as channel:
+        await channel.queue_delete(world.names.queue(agent_type))
     world.ledger.excuse(agent_type)
 
 

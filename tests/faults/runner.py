@@ -103,9 +103,6 @@ async def run(on: Stage, row: Row, kind: Kind, dose: Dose, say: Callable[[str], 
     except Exception as error:
         verdict.failed = f"{type(error).__name__}: {error}"
         verdict.notes.append("".join(traceback.format_exception(error)))
-    on.firewall.clear()
-    await on.balancer.open_all()
-    await asyncio.to_thread(on.cluster.restore)
     return verdict
 
 

@@ -18,7 +18,15 @@ from tests.faults.firewall import Firewall, firewall
 from tests.faults.ledger import Ledger
 from tests.faults.load import Load, Target
 from tests.faults.producer import Producer
-from tests.faults.world import EVERYTHING, FLEET_USER, LOAD_USER, TARGET, WORKERS, World
+from tests.faults.world import (
+    EVERYTHING,
+    FLEET_USER,
+    LOAD_USER,
+    TARGET,
+    WORKERS,
+    World,
+    administrator,
+)
 from tests.fleets import fleet
 from warren.store import Store
 from warren.store_keys import Keys
@@ -47,6 +55,12 @@ class Stage:
     balancer: Balancer
     folder: Path
     profile: Profile = "quorum"
+
+    async def restore(self) -> None:
+        """Undo all that was done to it, whatever that was."""
+        self.firewall.clear()
+        await self.balancer.open_all()
+        await asyncio.to_thread(self.cluster.restore)
 
 
 @asynccontextmanager
@@ -86,6 +100,8 @@ async def world(
     folder.chmod(0o755)
     ledger, chance, names = Ledger(), Random(seed), Names(namespace)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(_delete_queues, on.cluster, namespace)  # when no process has one any more
+        stack.push_async_callback(on.restore)
         store_of = await stack.enter_async_context(database(kind, folder / "disk", small_disk=small_disk))
         store = await stack.enter_async_context(Store(store_of.url))
         _, secret = await Keys(store).create("load", "admin")
@@ -102,7 +118,6 @@ async def world(
             on.cluster, on.firewall, on.balancer, doors[0], doors[1], store_of, running, port, names, ledger,
             chance, say,
         )  # fmt: skip
-        stack.push_async_callback(_delete_queues, here)
         producer = await stack.enter_async_context(
             Producer(
                 f"amqp://{LOAD_USER}:{PASSWORD}@{LOOPBACK}:{doors[1].port}/",
@@ -114,17 +129,10 @@ async def world(
         yield here, Load(target, producer, ledger, Random(seed)), store
 
 
-async def _delete_queues(world: World) -> None:
+async def _delete_queues(cluster: Cluster, namespace: str) -> None:
     """Leave no queue behind for the next row."""
-    listed = await asyncio.to_thread(world.cluster.ctl, "list_queues", "name", "--no-table-headers")
-    ours = [
-        name
-        for name in listed.split()
-        if name.startswith(world.names.prefix) or world.names.namespace in name
-    ]
-
-    async def delete(channel: Any) -> None:
-        for name in ours:
-            await channel.queue_delete(name)
-
-    await world.with_channel(delete)
+    listed = await asyncio.to_thread(cluster.ctl, "list_queues", "name", "--no-table-headers")
+    async with administrator(cluster.url) as channel:
+        for name in listed.split():
+            if namespace in name:
+                await channel.queue_delete(name)

@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
@@ -106,10 +107,12 @@ class World:
         """Say what a user of the broker may configure, write, read."""
         await asyncio.to_thread(self.cluster.ctl, "set_permissions", user, *patterns)
 
-    async def with_channel(self, act: Callable[[AbstractChannel], object]) -> None:
-        """Do something over AMQP as the administrator."""
-        connection = await aiormq.connect(self.cluster.url)
-        try:
-            await act(await connection.channel())  # type: ignore[misc]
-        finally:
-            await connection.close()
+
+@asynccontextmanager
+async def administrator(url: str) -> AsyncIterator[AbstractChannel]:
+    """A channel of the broker's administrator."""
+    connection = await aiormq.connect(url)
+    try:
+        yield await connection.channel()
+    finally:
+        await connection.close()
