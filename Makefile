@@ -6,7 +6,7 @@ SHELL := bash
 UV = $(shell deploy/setup where-uv)
 RUN = $(UV) run --locked
 
-.PHONY: help setup environment broker check test demo boxes format bench fuzz schemas clean
+.PHONY: help setup environment broker check test demo boxes format bench fuzz faults schemas clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -46,6 +46,9 @@ bench: environment broker  ## Measure the pool, throughput, the store, the gatew
 
 fuzz: environment broker  ## Send 100,000 inputs at their extremes; ARGS="--count 1000 --profile classic --seed 7"
 	$(RUN) python -m tests.fuzz $(ARGS)
+
+faults: environment broker  ## Break one thing at a time under a fleet; ARGS="--row worker-killed --tasks 500"
+	$(RUN) python -m tests.faults $(ARGS)
 
 schemas: environment  ## Write the JSON Schemas and the AsyncAPI document anew from the models
 	$(RUN) warren schema --write schemas/

@@ -13,8 +13,8 @@ import httpx
 from fastapi import FastAPI
 
 from tests.contracts import Witness
-from tests.faults import start_cli
 from tests.rig import PATIENCE, QUICK, eventually
+from tests.toolbox import start_cli
 from warren import Settings
 from warren.gateway.server import Gateway, opened
 from warren.store.keys import Keys, Role

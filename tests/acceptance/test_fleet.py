@@ -8,8 +8,8 @@ from asyncio.subprocess import Process
 from collections import Counter
 
 from tests.acceptance.processes import is_of, worker_process
-from tests.faults import echo_app
 from tests.rig import Rig, eventually
+from tests.toolbox import echo_app
 from warren import Warren
 from warren.client.client import make_task
 from warren_schemas import Event

@@ -16,9 +16,9 @@ from aiormq.abc import AbstractConnection
 from aiormq.exceptions import ChannelAccessRefused
 from structlog.testing import capture_logs
 
-from tests.faults import PASSWORD, cli, cli_environment, logged, user
 from tests.gateways import door, submit
 from tests.rig import PATIENCE, Rig, eventually, publish
+from tests.toolbox import PASSWORD, cli, cli_environment, logged, user
 from warren import Warren
 from warren.client.client import make_task
 from warren_schemas import Event

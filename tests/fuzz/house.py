@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -19,17 +19,33 @@ import asyncpg
 import httpx
 from aiormq.exceptions import AMQPError
 
+from tests.fleets import Fleet, fleet
 from tests.fuzz.amqp import Publish, RawProducer
 from tests.fuzz.bystanders import API, Bystanders
-from tests.fuzz.fleet import SETTINGS, Fleet, fleet
 from tests.fuzz.rows import Row, TextOfBytes
 from tests.fuzz.shapes import VICTIMS, Input, Request, World
+from tests.rig import QUICK
 from tests.stores import new_database
 from warren import Client, Settings
 from warren.bus.topology import topology
 from warren.store.database import Store
 from warren.store.keys import Keys
 
+TARGET: Final = "tests.fuzz.agents:app"
+WORKERS: Final = 2
+SETTINGS: Final[Mapping[str, Any]] = QUICK | {
+    "queue_capacity": 50_000,
+    "outbox_capacity": 1_000_000,
+    "max_tasks_per_user": 1_000_000,
+    "gateway_rate": 1_000_000,
+    "gateway_burst": 1_000_000,
+    "ageing_step": 5,
+    "hold_limit": 0.2,
+    "task_timeout": 10,
+    "idle_ttl": 10,
+    "breaker_reset_timeout": 0.3,
+    "breaker_fail_max": 1000,
+}
 PATIENCE: Final = 30.0  # seconds that a bystander's task or a request may take
 COMMAND_PATIENCE: Final = 120.0  # a command imports much, and the machine is busy
 DRAINED_WITHIN: Final = 90.0
@@ -283,7 +299,8 @@ async def house(
         async with Store(store_url, migrate=True) as store:
             _, secret = await Keys(store).create("judge", "admin")
         stack.push_async_callback(_delete_queues, broker_url, namespace)
-        running = await stack.enter_async_context(fleet(broker_url, store_url, namespace, folder))
+        told = {**SETTINGS, "amqp_url": broker_url, "store_url": store_url, "namespace": namespace}
+        running = await stack.enter_async_context(fleet(folder / f"{namespace}.log", TARGET, WORKERS, **told))
         settings = Settings(**{**SETTINGS, "namespace": namespace, "store_url": "none"})
         client = await stack.enter_async_context(Client(broker_url, settings=settings))
         await client._publishing.declare(topology(("absent",), client._publishing.profile, settings))

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from tests.faults import logged, record_of
 from tests.rig import Rig, eventually
+from tests.toolbox import logged, record_of
 from warren import BlockingContext, Context, Reject, RetryAfter, Warren
 from warren.errors import TaskFailed
 

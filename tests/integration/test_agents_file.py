@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import cli, cli_environment, start_cli
 from tests.languages import EXAMPLES
 from tests.rig import Rig, eventually
+from tests.toolbox import cli, cli_environment, start_cli
 from warren.errors import TaskFailed
 
 

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 from structlog.testing import capture_logs
 
-from tests.faults import Logs, echo_app, logged, user
 from tests.rig import PATIENCE, Rig, eventually
+from tests.toolbox import Logs, echo_app, logged, user
 from warren.client.client import make_task
 from warren.worker import answers
 from warren.worker.worker import Worker

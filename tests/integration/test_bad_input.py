@@ -11,8 +11,8 @@ from aiormq import spec
 from pydantic import BaseModel, field_validator
 from structlog.testing import capture_logs
 
-from tests.faults import counting_app, declared, echo_app, logged, publish_bare, record_of, replies
 from tests.rig import Rig, eventually, publish, task_body
+from tests.toolbox import counting_app, declared, echo_app, logged, publish_bare, record_of, replies
 from warren import Warren
 from warren.client.client import make_task
 from warren.errors import MessageTooLarge, TaskFailed, UnknownAgentType

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 from structlog.testing import capture_logs
 
-from tests.faults import PASSWORD, Logs, counting_app, declared, echo_app, logged, proxy_of, running, user
 from tests.rig import Rig, eventually
+from tests.toolbox import PASSWORD, Logs, counting_app, declared, echo_app, logged, proxy_of, running, user
 from warren import Settings, Warren
 from warren.bus.connection import Connection
 from warren.client.client import make_task

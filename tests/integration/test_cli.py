@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import cli, cli_environment, cli_into_nothing, declared, echo_app, start_cli
 from tests.integration.test_store_replay import dead
 from tests.rig import Rig, eventually
+from tests.toolbox import cli, cli_environment, cli_into_nothing, declared, echo_app, start_cli
 from warren.store.database import Store
 from warren.store.dead_letter_rows import Letters
 

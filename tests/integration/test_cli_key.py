@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import cli
+from tests.toolbox import cli
 from warren.store.audit import Audit
 from warren.store.database import Store
 from warren.store.keys import Keys

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import cli
+from tests.toolbox import cli
 from warren.store.database import Store
 from warren.store.schedules import Schedules
 

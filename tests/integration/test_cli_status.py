@@ -7,8 +7,8 @@ import json
 import signal
 from typing import Any
 
-from tests.faults import cli, cli_environment, echo_app, running, start_cli
 from tests.rig import Rig, eventually
+from tests.toolbox import cli, cli_environment, echo_app, running, start_cli
 from warren import Client
 
 

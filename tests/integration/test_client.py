@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.faults import user
 from tests.rig import Rig, eventually
+from tests.toolbox import user
 from warren import Client, Warren
 from warren.bus.connection import Message
 from warren.client.client import make_task

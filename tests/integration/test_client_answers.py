@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tests.faults import echo_app, logged, proxy_of
 from tests.rig import PATIENCE, Rig, eventually
+from tests.toolbox import echo_app, logged, proxy_of
 from warren import Client, Context, Warren
 from warren.bus.connection import Message
 from warren.bus.delivery import Delivery

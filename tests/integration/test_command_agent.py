@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from pydantic import JsonValue
 
-from tests.faults import record_of
 from tests.languages import EXAMPLES, context, descriptors, processes_of, processes_with, zombies
 from tests.rig import Rig, eventually
+from tests.toolbox import record_of
 from warren import CommandAgent, Context, Reject, RetryAfter, Warren
 from warren.cli import runtime
 from warren.errors import CommandFailed, TaskFailed

@@ -13,8 +13,8 @@ import pytest
 from aiormq.exceptions import AMQPError
 from structlog.testing import capture_logs
 
-from tests.faults import declared, echo_app, logged, proxy_of, running, user
 from tests.rig import Rig, eventually, publish, task_body
+from tests.toolbox import declared, echo_app, logged, proxy_of, running, user
 from warren import Client, Settings, Warren
 from warren.bus import subscription as bus_subscription
 from warren.bus import upkeep

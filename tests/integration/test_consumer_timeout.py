@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from tests.faults import logged
 from tests.rig import Rig, eventually
+from tests.toolbox import logged
 from warren import Warren
 
 HELD = 8  # seconds, the broker's time-out in these tests: longer than a run is without a row

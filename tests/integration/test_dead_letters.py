@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
-from tests.faults import cli, cli_environment, counting_app, declared, echo_app, record_of
 from tests.rig import Rig, eventually, publish, task_body
+from tests.toolbox import cli, cli_environment, counting_app, declared, echo_app, record_of
 from warren import Warren
 from warren.bus.connection import Connection
 from warren.bus.publisher import Publisher

@@ -13,10 +13,10 @@ from uuid import UUID, uuid4
 import pytest
 from structlog.testing import capture_logs
 
-from tests.faults import declared, echo_app, logged, publish_bare
 from tests.integration.test_dead_letters import Moody, bury
 from tests.rig import Rig, eventually, publish, task_body
 from tests.stores import Cluster, new_database
+from tests.toolbox import declared, echo_app, logged, publish_bare
 from warren.bus.delivery import Delivery
 from warren.client.client import make_task
 from warren.store.database import Store

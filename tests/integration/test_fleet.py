@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.faults import proxy_of
 from tests.rig import Rig, eventually, publish
+from tests.toolbox import proxy_of
 from warren import Warren
 from warren.testing.proxy import TcpProxy
 from warren.worker.worker import Worker

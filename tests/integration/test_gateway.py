@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import cli
 from tests.gateways import API, NOWHERE, Door, door, is_problem, submit, task
 from tests.rig import Rig, eventually
+from tests.toolbox import cli
 from warren.errors import ConfigurationError
 from warren.gateway.server import opened
 from warren.settings import Settings

@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.faults import cli_environment, echo_app, proxy_of, start_cli
 from tests.gateways import API, NOWHERE, Door, door, is_problem, started, status, stream, submit, task
 from tests.integration.test_dead_letters import Moody
 from tests.rig import PATIENCE, Rig, eventually
+from tests.toolbox import cli_environment, echo_app, proxy_of, start_cli
 from warren import CommandAgent, Context, Warren
 from warren.store.database import Store
 from warren.store.keys import Keys

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import pytest
 from structlog.testing import capture_logs
 
-from tests.faults import PASSWORD, cli, cli_environment, echo_app, logged, proxy_of, running
 from tests.rig import Rig, eventually
+from tests.toolbox import PASSWORD, cli, cli_environment, echo_app, logged, proxy_of, running
 from warren import Settings
 from warren.bus import hosts as bus_hosts
 from warren.bus.connection import Connection

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.faults import record_of
 from tests.languages import EXAMPLES, context, descriptors
 from tests.rig import Rig, eventually
+from tests.toolbox import record_of
 from warren import Context, HttpAgent, Reject, RetryAfter, Warren
 from warren.errors import HttpFailed, TaskFailed
 from warren.support.failure import Failure

@@ -15,8 +15,8 @@ from uuid import UUID
 import pytest
 from pydantic import JsonValue
 
-from tests.faults import declared
 from tests.rig import Rig, eventually, publish, task_body
+from tests.toolbox import declared
 from warren import Context, RetryAfter, Warren
 from warren.client.client import make_task
 from warren.errors import IdempotencyConflict, PublishTimeout, QueueFull, UnknownAgentType

@@ -11,8 +11,8 @@ from typing import Any, Final
 import pytest
 from structlog.testing import capture_logs
 
-from tests.faults import logged
 from tests.rig import Rig, eventually
+from tests.toolbox import logged
 from warren import Agent, Context, Reject, Warren
 from warren.client.client import make_task
 from warren.errors import TaskFailed

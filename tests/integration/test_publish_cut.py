@@ -7,8 +7,8 @@ import time
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from tests.faults import running
 from tests.rig import Rig
+from tests.toolbox import running
 from warren.bus.connection import Connection, Message
 from warren.bus.publisher import Publisher
 from warren.bus.topology import Queue, Topology

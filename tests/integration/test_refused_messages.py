@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 import pytest
 from structlog.testing import capture_logs
 
-from tests.faults import declared, echo_app, logged, replies, running
 from tests.rig import Rig, eventually, publish, task_body
+from tests.toolbox import declared, echo_app, logged, replies, running
 from warren.bus.connection import Connection, Message
 from warren.bus.publisher import Publisher
 from warren.errors import HeadersTooLarge, MessageRefused

@@ -13,12 +13,12 @@ from uuid import uuid4
 import pytest
 from typer.testing import CliRunner
 
-from tests.faults import at_a_terminal, cli, cli_environment, start_cli
 from tests.integration.test_dead_letters import Moody
 from tests.integration.test_desk import taken_in
 from tests.integration.test_store_dead import letter
 from tests.integration.test_store_replay import dead
 from tests.rig import Rig, eventually
+from tests.toolbox import at_a_terminal, cli, cli_environment, start_cli
 from warren import Context, Warren
 from warren.cli.main import cli as root
 from warren.client.client import make_task

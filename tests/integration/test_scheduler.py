@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import select
 from structlog.testing import capture_logs
 
-from tests.faults import logged
 from tests.rig import Rig, eventually
 from tests.stores import execute
+from tests.toolbox import logged
 from warren import Warren
 from warren.store.database import Store
 from warren.store.schedules import Schedule, Schedules

@@ -12,11 +12,11 @@ from uuid import UUID
 import pytest
 from sqlalchemy import func, select, text, update
 
-from tests.faults import cli
 from tests.integration.test_store import url
 from tests.integration.test_store_dead import letter, store
 from tests.integration.test_store_replay import dead
 from tests.stores import execute
+from tests.toolbox import cli
 from warren.bus.messages import new_id
 from warren.client.replay import begin, resumable
 from warren.store.audit import Audit, Note

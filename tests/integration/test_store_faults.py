@@ -15,10 +15,10 @@ import pytest
 from sqlalchemy import select
 from structlog.testing import capture_logs
 
-from tests.faults import logged
 from tests.integration.test_store import entry
 from tests.rig import Rig, eventually
 from tests.stores import Cluster, execute, finish, locked, new_database
+from tests.toolbox import logged
 from warren import Context, Warren
 from warren.client.client import make_task
 from warren.errors import ConfigurationError, StoreBusy, StoreUnavailable, StoreUnusable

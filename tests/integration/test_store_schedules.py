@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import Connection, select, update
 from structlog.testing import capture_logs
 
-from tests.faults import logged
 from tests.stores import Cluster, execute, new_database
+from tests.toolbox import logged
 from warren.errors import ConfigurationError
 from warren.store.database import Store
 from warren.store.ledger import Ledger

@@ -19,11 +19,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from sqlalchemy import select
 
-from tests.faults import cli, cli_environment
 from tests.gateways import API, NOWHERE, door, started, task
 from tests.integration.test_desk import taken_in
 from tests.rig import PATIENCE, Rig, eventually, publish, task_body
 from tests.stores import execute
+from tests.toolbox import cli, cli_environment
 from warren import Context, Reject, RetryAfter, Warren
 from warren.store.database import Store
 from warren.store.keys import Keys

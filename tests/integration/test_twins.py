@@ -12,10 +12,10 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
-from tests.faults import logged, replies
 from tests.integration.test_store import entry
 from tests.rig import PATIENCE, Rig, eventually, publish, task_body
 from tests.stores import Cluster, new_database
+from tests.toolbox import logged, replies
 from warren import Context, Warren
 from warren.agents.steps import Memory
 from warren.store.database import Store

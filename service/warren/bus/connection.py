@@ -26,7 +26,13 @@ from warren.bus.errors import LOST, translate
 from warren.bus.hosts import Server
 from warren.bus.tls import tls_context
 from warren.bus.topology import Profile, Topology, profile_for
-from warren.errors import AccessRefused, BrokerError, BrokerUnavailable, ConfigurationError, NotDeclared
+from warren.errors import (
+    AccessRefused,
+    BrokerError,
+    BrokerUnavailable,
+    ConfigurationError,
+    NotDeclared,
+)
 from warren.settings import Settings, without_password
 from warren.settings.addresses import amqp_address
 from warren.support.loops import cancellations, is_cancelled

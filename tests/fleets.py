@@ -1,4 +1,4 @@
-"""A fleet of real processes under fuzz: two workers and a gateway, and what they log."""
+"""A fleet of real processes: workers and a gateway, and what they log."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.rig import QUICK
-
-ROOT: Final = Path(__file__).parents[2]
-TARGET: Final = "tests.fuzz.agents:app"
-WORKERS: Final = 2
+ROOT: Final = Path(__file__).parents[1]
 STARTED_WITHIN: Final = 180.0
 ENDED_WITHIN: Final = 20.0
 LINE: Final = 64 * 1024 * 1024  # a log line may hold all that an error says
@@ -39,19 +35,6 @@ BUGS: Final = frozenset(
 # One line about one thing may come so often in this many seconds; more is a loop without a growing pause.
 REPEATS: Final = 60
 WINDOW: Final = 60.0
-SETTINGS: Final[Mapping[str, Any]] = QUICK | {
-    "queue_capacity": 50_000,
-    "outbox_capacity": 1_000_000,
-    "max_tasks_per_user": 1_000_000,
-    "gateway_rate": 1_000_000,
-    "gateway_burst": 1_000_000,
-    "ageing_step": 5,
-    "hold_limit": 0.2,
-    "task_timeout": 10,
-    "idle_ttl": 10,
-    "breaker_reset_timeout": 0.3,
-    "breaker_fail_max": 1000,
-}
 
 
 class Log:
@@ -133,9 +116,10 @@ class Fleet:
             if process.returncode is not None
         ]
 
-    async def start(self, name: str, *args: str) -> None:
-        """Start the command `warren`."""
+    async def start(self, name: str, *args: str, under: Sequence[str] = ()) -> None:
+        """Start the command `warren`; `under` is a program, with its arguments, that starts it."""
         process = await asyncio.create_subprocess_exec(
+            *under,
             sys.executable,
             "-m",
             "warren.cli",
@@ -180,19 +164,19 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(url: str, store_url: str, namespace: str, folder: Path) -> AsyncIterator[Fleet]:
-    """Two workers and a gateway that have started."""
-    told = {**SETTINGS, "amqp_url": url, "store_url": store_url, "namespace": namespace}
+async def fleet(log: Path, target: str, workers: int, port: int = 0, **settings: Any) -> AsyncIterator[Fleet]:
+    """So many workers of this application and a gateway that have started, with only these settings."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("WARREN_")}
-    environment = {**ours, **{f"WARREN_{name.upper()}": str(value) for name, value in told.items()}}
+    ours.pop("PYTHONDONTWRITEBYTECODE", None)  # what is started often, is compiled once
+    environment = {**ours, **{f"WARREN_{name.upper()}": str(value) for name, value in settings.items()}}
     async with AsyncExitStack() as stack:
-        running = Fleet(Log(folder / f"{namespace}.log"), environment)
+        running = Fleet(Log(log), environment)
         stack.push_async_callback(running.stop)
-        for number in range(WORKERS):
-            await running.start(f"worker{number}", "worker", TARGET)
-        await running.start("gateway", "gateway", "--port", "0")
+        for number in range(workers):
+            await running.start(f"worker{number}", "worker", target)
+        await running.start("gateway", "gateway", "--port", str(port))
         async with asyncio.timeout(STARTED_WITHIN):
-            while running.log.started < WORKERS or not running.log.addresses:
+            while running.log.started < workers or not running.log.addresses:
                 if ended := running.ended():
                     raise RuntimeError(f"the fleet did not start: {ended}, see {running.log.path}")
                 await asyncio.sleep(0.05)
