@@ -17,10 +17,12 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
+from tests.brokers import IMAGE
 from tests.faults.catalogue import Row, all_rows, missing
 from tests.faults.databases import KINDS, Kind
 from tests.faults.report import as_markdown, as_text
 from tests.faults.runner import Dose, Verdict, run
+from tests.faults.shell import succeeds
 from tests.faults.soak import Plan, soak
 from tests.faults.stage import stage
 
@@ -140,13 +142,25 @@ def merged(file: Path | None, new: Sequence[Verdict]) -> list[Verdict]:
     return sorted(found.values(), key=lambda one: order.index(one.row))
 
 
+def lacking_docker() -> str:
+    """What keeps us from starting nodes, with the way out; nothing if all is there."""
+    if not succeeds("docker", "info"):
+        return "no Docker engine answers: start one, and see that `docker info` works"
+    if succeeds("docker", "image", "inspect", IMAGE) or succeeds("docker", "pull", "--quiet", IMAGE):
+        return ""
+    return f"the image {IMAGE} is not here and cannot be pulled: name one in WARREN_TEST_RABBITMQ_IMAGE"
+
+
 def main() -> int:
-    """Run. 1 with a broken promise, 130 after Ctrl-C."""
+    """Run. 1 with a broken promise, 2 where it cannot start, 130 after Ctrl-C."""
     asked = arguments()
     if asked.list:
         for row in all_rows().values():
             print(f"{row.name:34} {','.join(row.databases):18} {row.told}")
         return 0
+    if lacking := lacking_docker():
+        print(f"python -m tests.faults: {lacking}", file=sys.stderr)
+        return 2
     # What our own look at the store says while it is broken is no news.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.disable(logging.CRITICAL)

@@ -133,9 +133,9 @@ class Ledger:
             assert entry.task_id is not None
             del self.entries[entry.task_id]
             self._open.discard(entry.task_id)
-            self._forgotten[entry.status or "unfinished"] += 1
             self._forgotten["answered twice"] += entry.answers > 1
-            self._forgotten["accepted"] += entry.accepted_at is not None
+            if entry.accepted_at is not None:
+                self._forgotten.update([entry.status or "unfinished", "accepted"])
 
     def count(self, what: str) -> int:
         """How many accepted tasks ended with this status; also `accepted` and `answered twice`."""

@@ -13,7 +13,7 @@ from tests.faults.databases import Kind
 from tests.faults.ledger import Entry
 from tests.faults.load import Load
 from tests.faults.runner import Verdict, inflict, judge, look_for_ever, progress_of, until_all_has_ended
-from tests.faults.samples import Sample, growth, sample
+from tests.faults.samples import FEWEST, Sample, growth, sample
 from tests.faults.stage import Stage, world
 from tests.faults.world import World
 from warren.errors import WarrenError
@@ -61,7 +61,9 @@ async def soak(on: Stage, plan: Plan, say: Callable[[str], None]) -> Verdict:
         await here.ledger.look(store)
         verdict.ended = [*here.fleet.ended(), *await here.fleet.stop()]
         judge(here, load, verdict)
-    verdict.grown = growth(samples)
+    verdict.grown += growth(samples)
+    if len(samples) < FEWEST:
+        verdict.notes.append(f"{len(samples)} samples are too few to judge growth: it takes {FEWEST}")
     verdict.notes += [f"minute {number}: {one}" for number, one in enumerate(samples, 1)]
     return verdict
 

@@ -192,13 +192,14 @@ def test_a_row_that_cannot_be_carried_out_is_no_success() -> None:
 
 async def test_what_a_soak_forgets_still_counts(tmp_path: Path) -> None:
     right, unsure, lost = entry(1), entry(2, accepted=False), entry(3)
-    wrong = entry(4)
-    everything = (right, unsure, lost, wrong)
-    ledger = await ledger_of(tmp_path, *everything, n1=("succeeded", b"7"), n4=("dead", None))
+    wrong, arrived = entry(4), entry(5, accepted=False)
+    everything = (right, unsure, lost, wrong, arrived)
+    good = ("succeeded", b"7")
+    ledger = await ledger_of(tmp_path, *everything, n1=good, n4=("dead", None), n5=good)
     assert right.ended_at is not None
     later = right.ended_at + UNSURE + 1
     settled = [one for one in everything if is_settled(one, later)]
-    assert settled == [right, unsure]
+    assert settled == [right, unsure, arrived]
     assert not is_settled(right, right.ended_at)
     ledger.forget(settled)
     assert ledger.count("accepted") == 3
