@@ -69,9 +69,12 @@ async def test_the_examples_run_in_a_worker(rig: Rig, tmp_path: Path) -> None:
 async def test_the_node_example_shouts(rig: Rig) -> None:
     async with worker_of(rig, str(EXAMPLES / "agents.toml")), rig.client() as client:
         assert await client.run("shout", {"text": "hé"}, timeout=60) == {"text": "HÉ!"}
-        with pytest.raises(TaskFailed, match="the payload must look like") as failed:
+        with pytest.raises(TaskFailed, match="ended with exit status 1") as failed:
             await client.run("shout", [], timeout=60)
         assert (failed.value.reason, failed.value.error_type) == ("exhausted", "CommandFailed")
+        [letter] = await rig.dead()
+        told = str((letter.header.properties.headers or {})["warren-traceback"])
+        assert "the payload must look like" in told  # for operators, not for who asked
 
 
 async def test_a_wrong_file_is_told(tmp_path: Path) -> None:

@@ -31,7 +31,10 @@ from warren.support.local_broker.node import find_server
 REQUIRED = os.environ.get("WARREN_TEST_REQUIRE", "").split()
 IMAGE = os.environ.get("WARREN_TEST_RABBITMQ_IMAGE", "rabbitmq:4.3-management")
 GIVEN = "amqp://someone:hidden@broker.example:5672"
-BEGIN = "from warren import broker, settings; broker.ensure(settings.Settings(amqp_url=None), print)"
+BEGIN = (
+    "from warren.settings import Settings; from warren.support.local_broker.find import ensure; "
+    "ensure(Settings(amqp_url=None), print)"
+)
 PROC = Path("/proc")
 needs_proc = pytest.mark.skipif(not (PROC / "net/tcp").exists(), reason="reads /proc")
 
