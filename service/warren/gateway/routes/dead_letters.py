@@ -1,4 +1,4 @@
-"""Dead letters: searched, grouped, replayed with a plan, discarded."""
+"""Routes of dead letters: search, group, replay with a plan, discard."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ router = APIRouter(prefix=f"{API}/dead-letters", tags=["dead letters"])
 
 
 class Wanted(BaseModel):
-    """Which dead letters are meant; whatever is left out means any. Times are about when a task died."""
+    """Which dead letters are meant; a field that is left out means any. Times are about when a task died."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -201,8 +201,8 @@ async def groups(backend: TheBackend, asked: Asked, limit: Limit = 50) -> list[G
 async def replay(wanted: ReplayIn, response: Response, backend: TheBackend, caller: TheCaller) -> ReplayView:
     """A few canaries first, then the others at a rate, until the failure comes back or a breaker opens.
 
-    It is carried out in the background; `GET /dead-letters/replays/{replay_id}` tells how far it is. Should
-    the gateway stop meanwhile, it is paused, and can be resumed here or with `warren dead replay --resume`.
+    It is carried out in the background; `GET /dead-letters/replays/{replay_id}` tells how far it is. If
+    the gateway stops, it is paused. It can be resumed here or with `warren dead replay --resume`.
     """
     plan = Plan(
         wanted=wanted.filter(),
@@ -223,7 +223,7 @@ async def replay(wanted: ReplayIn, response: Response, backend: TheBackend, call
 
 @router.get("/replays/{replay_id}", summary="How far is a replay?", responses=problems(404))
 async def look(replay_id: UUID, backend: TheBackend) -> ReplayView:
-    """Whoever carries it out: any gateway, or the command line."""
+    """How far a replay is. Any gateway, or the command line, may be carrying it out."""
     return await _view(backend, await _found(backend, replay_id))
 
 

@@ -1,4 +1,4 @@
-"""Keys and the audit, for admins."""
+"""Routes of keys and the audit, for admins."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class MadeKey(KeyView):
 
 
 class AuditLine(BaseModel):
-    """One thing that somebody did. `actor_key_id` is null for the command line."""
+    """One action of one actor. `actor_key_id` is null for the command line."""
 
     audit_id: int
     at: datetime

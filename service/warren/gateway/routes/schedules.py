@@ -1,4 +1,4 @@
-"""Recurring tasks, for operators."""
+"""Routes of recurring tasks, for operators."""
 
 from __future__ import annotations
 

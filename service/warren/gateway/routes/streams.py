@@ -1,4 +1,4 @@
-"""What happens to a task, as it happens: server-sent events (WHATWG HTML, 9.2)."""
+"""The route of a task's live events: server-sent events (WHATWG HTML, 9.2)."""
 
 from __future__ import annotations
 

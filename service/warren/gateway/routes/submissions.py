@@ -1,4 +1,4 @@
-"""Tasks on their way in: one, or many at once."""
+"""The route that submits tasks: one, or a list."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ router = APIRouter(prefix=API, tags=["tasks"])
 
 MOST: Final = 1000  # tasks in one request
 MOST_FIELDS: Final = 100  # that are told apart; a task has 11
-# W3C Trace Context, 3.2 and 3.3: nobody has to hand on a `tracestate` of more than 512 characters.
+# W3C Trace Context, 3.2 and 3.3: a `tracestate` of more than 512 characters need not be passed on.
 PARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 STATE: Final = re.compile(r"[\x20-\x7e]{1,512}")
 

@@ -1,4 +1,4 @@
-"""Tasks that are there: looked at, listed, cancelled."""
+"""Routes of existing tasks: show, list, cancel."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ async def cancel(task_id: UUID, backend: TheBackend, caller: TheCaller) -> Cance
 
 
 async def find(backend: TheBackend, caller: Caller, task_id: UUID) -> TaskRecord:
-    """A task that is the caller's. Raises ProblemError (404) where it is not there, or somebody else's."""
+    """A task of the caller. Raises ProblemError (404) if it does not exist or belongs to another user."""
     record = await backend.archive.task(task_id)
     if record is None or not caller.owns(record.user_id):
         raise not_found(f"there is no task {task_id}")
