@@ -54,7 +54,7 @@ FULL_PAUSE: Final = 0.2  # seconds before a full queue is tried again
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What became of one task of many: confirmed when `error` is None."""
+    """The outcome of one publish of many: the task is confirmed if `error` is None."""
 
     task: Task
     error: WarrenError | None = None
@@ -202,9 +202,9 @@ class Client:
             watching.cancel()
 
     async def status(self, task_id: UUID | str) -> str | None:
-        """How a task stands in the store: running, released, succeeded, dead, cancelled.
+        """The task's status in the store: running, released, succeeded, dead, cancelled.
 
-        None for a task that has left no row: it waits, runs for the first time, or never was.
+        None for a task without a row: it waits, runs for the first time, or does not exist.
         Raises StoreUnavailable, StoreUnusable, or ConfigurationError where the settings name no store.
         """
         return await (await self._store.archive()).status(UUID(str(task_id)))

@@ -38,7 +38,7 @@ class Cancellation:
 
     @property
     def had_ended(self) -> bool:
-        """Whether it came too late, and changed nothing."""
+        """Whether the task had ended before, so that the cancellation changed nothing."""
         return self.before in FINAL
 
 

@@ -45,11 +45,11 @@ class ClientStore:
         await self._stack.aclose()
 
     async def archive(self) -> Archive:
-        """What can be read."""
+        """The store's records of tasks."""
         return Archive(await self._opened())
 
     async def board(self) -> Board:
-        """What the fleet is told."""
+        """The store's cancellations and pauses."""
         return Board(await self._opened())
 
     async def _opened(self) -> Store:

@@ -43,7 +43,7 @@ class Peer:
     rates_by_type: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def missed(self, now: float) -> float:
-        """How many of its heartbeats could have been heard since the last that was."""
+        """The number of heartbeat intervals since its last heartbeat."""
         return (now - self.heard_at) / self.interval
 
 
@@ -105,7 +105,7 @@ class Peers:
             peer.heard_at = max(peer.heard_at, now)
 
     def _has_stopped(self, worker_id: str, now: float) -> bool:
-        """Whether a heartbeat is a late one, from before the worker's last words.
+        """Whether a heartbeat is a late one, from before the worker's `stopped` event.
 
         A heartbeat that comes much later means that the `stopped` event was false, and the worker lives.
         """

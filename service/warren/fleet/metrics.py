@@ -83,7 +83,7 @@ class Metrics:
 
     @property
     def refused(self) -> dict[str, int]:
-        """How many events were refused, by what was wrong."""
+        """The number of refused events by reason."""
         return {
             "event": self.events.refusals.count,
             "heartbeat": self.peers.refusals.count,
@@ -163,7 +163,7 @@ class Snapshot:
             self._awaiting.update(peer.report.awaiting_agent)
 
     def workers(self, state: str) -> int:
-        """How many workers are in this state."""
+        """The number of workers in this state."""
         return sum(worker.state == state for worker in self.fleet.workers)
 
     def of(self, name: str) -> AgentTypeLine:

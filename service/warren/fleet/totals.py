@@ -63,15 +63,15 @@ class FleetTotals:
         return set(self._agent_types)
 
     def count(self, agent_type: str, name: str) -> float:
-        """How often this happened, by the names of a worker's totals."""
+        """The fleet's count of this name in the workers' totals."""
         return self.numbers.get(("count", agent_type, name), 0)
 
     def reconnects(self, connection: str) -> float:
-        """How often connections of this name were opened again."""
+        """The number of reconnects of connections with this name."""
         return self.numbers.get(("reconnects", connection), 0)
 
     def refused(self, what: str) -> float:
-        """How many messages of this kind workers have refused."""
+        """The number of messages of this kind that workers have refused."""
         return self.numbers.get(("refused", what), 0)
 
     def buckets(self, which: Timed, agent_type: str = "") -> tuple[dict[str, float], float]:

@@ -38,7 +38,7 @@ class Carrier:
         self._loops.start(f"replay {replay.replay_id}", self._carry_out(replay))
 
     def progress(self, replay_id: str) -> Progress | None:
-        """How far a replay is that is carried out here."""
+        """The progress of a replay that this gateway carries out."""
         return self._progress.get(replay_id)
 
     async def _carry_out(self, replay: Replay) -> None:

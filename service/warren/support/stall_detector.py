@@ -50,7 +50,7 @@ class Pulse:
 
     @property
     def stalls(self) -> int:
-        """How often the process stood still so far."""
+        """The number of stalls so far."""
         self._tick()
         return self._stalls
 

@@ -25,7 +25,7 @@ def happened(event: Event) -> bytes:
 
 
 def outcome(record: TaskRecord) -> bytes:
-    """How the task ended, as workers answer it."""
+    """The task's outcome, in the form of a worker's answer."""
     return _event("outcome", record.as_result().model_dump(mode="json"))
 
 

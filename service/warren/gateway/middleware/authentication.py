@@ -38,7 +38,7 @@ SUBNET: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who a request comes from. `session` is the hash of a browser's session, None for a key's bearer."""
+    """The caller of a request. `session` is the hash of a browser's session, None for a key's bearer."""
 
     key_id: str
     user_id: str

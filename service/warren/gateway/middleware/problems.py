@@ -45,7 +45,7 @@ class Misfit(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong (RFC 9457). Some types have more members, such as numbers."""
+    """A problem detail (RFC 9457). Some types have more members, such as numbers."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_EXAMPLE]})
 

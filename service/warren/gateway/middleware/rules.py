@@ -21,7 +21,7 @@ INCLUDES: Final[Mapping[Role, frozenset[Need]]] = {
     "operator": frozenset({"nobody", "metrics", "tenant", "operator"}),
     "admin": frozenset({"nobody", "metrics", "tenant", "operator", "admin"}),
 }
-"""What each role may do: Prometheus reads the fleet's numbers, and nothing else."""
+"""The needs that each role satisfies. `metrics` reads the fleet's numbers, and nothing else."""
 
 API: Final = "/api/v1"
 
@@ -72,7 +72,7 @@ _PATHS: Final = {path: compile_path(path)[0] for _, path in RULES}
 
 
 def rule_for(method: str, path: str) -> Need | None:
-    """What a request needs. None: there is no such route, or it has no rule."""
+    """The need of a request's route. None if the route does not exist or has no rule."""
     for template, pattern in _PATHS.items():
         if (method, template) in RULES and pattern.match(path):
             return RULES[method, template]

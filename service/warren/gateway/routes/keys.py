@@ -20,7 +20,7 @@ router = APIRouter(prefix=API, tags=["keys"])
 
 
 class NewKey(BaseModel):
-    """A key that is wanted."""
+    """The key to make."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -67,7 +67,7 @@ class AuditPage(BaseModel):
 
 @router.get("/keys", summary="List keys", responses=problems())
 async def list_keys(backend: TheBackend) -> list[KeyView]:
-    """All keys, also those that are valid no more. Never a secret."""
+    """All keys, also those that are no longer valid. Never a secret."""
     return [KeyView(**_view(key)) for key in await backend.keys.list()]
 
 

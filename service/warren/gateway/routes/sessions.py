@@ -38,7 +38,7 @@ class Login(BaseModel):
 
 
 class Session(BaseModel):
-    """Who you are."""
+    """The logged-in caller."""
 
     user_id: str = Field(examples=["acme"])
     role: Role

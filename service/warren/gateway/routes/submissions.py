@@ -51,7 +51,7 @@ def _are_texts(notes: Any) -> Any:
 
 
 class TaskIn(BaseModel):
-    """A task that is wanted."""
+    """A task to submit."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -80,14 +80,14 @@ class TaskIn(BaseModel):
 
 
 class Accepted(BaseModel):
-    """It is durable. `existed`: its idempotency key was used before, and this is the task of that time."""
+    """An accepted task, which is durable. `existed`: the idempotency key was used before, for this task."""
 
     task_id: UUID
     existed: bool = False
 
 
 class Refused(BaseModel):
-    """One of many that was not let in, and why."""
+    """A task of a list that was refused, with the reason."""
 
     error: Problem
 
@@ -211,7 +211,7 @@ def _all_refused(refused: list[ProblemError]) -> ProblemError:
 
 
 def _asked(caller: Caller, body: bytes, key: str | None) -> Task | ProblemError | list[Task | ProblemError]:
-    """What a body asks for; of a list, each task or why it is none."""
+    """The tasks in a body; in a list, each task or its problem."""
     wanted = _parsed(body)
     if not isinstance(wanted, list):
         return _task(caller, wanted, key)
@@ -254,7 +254,7 @@ def _task(caller: Caller, wanted: Any, key: str | None, number: int | None = Non
 
 
 def _entry(backend: TheBackend, task: Task | ProblemError, carry: Carry) -> NewTask | ProblemError:
-    """What asks to be let in, or why it cannot."""
+    """The entry for the outbox, or the problem of the task."""
     if isinstance(task, ProblemError):
         return task
     entry = NewTask.of(task, carry(task))
