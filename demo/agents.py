@@ -45,11 +45,11 @@ Fault = Literal["raise", "hang"]
 
 
 class ModelUnavailable(Exception):
-    """What the demo's agent raises on purpose, as a call to an overloaded model would."""
+    """Raised by the demo's agent on purpose, as a call to an overloaded model would raise it."""
 
 
 class SessionExpired(Exception):
-    """What an agent raises that has fallen ill."""
+    """Raised by an agent that has fallen ill."""
 
 
 class Source(BaseModel):
@@ -235,7 +235,7 @@ class Analyst(Agent):
 
 
 async def _work(ctx: Context, path: str) -> Analysis:
-    """The result is put together from what both steps gave, whoever ran them."""
+    """Compute the result from the values of both steps, no matter which worker ran them."""
     fetched = await _step(ctx, FETCH, lambda: asyncio.to_thread(lambda: count_lines(read(path))))
     # In a thread: it is computing.
     measured = await _step(

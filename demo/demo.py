@@ -53,7 +53,7 @@ PATIENCE: Final = 60.0  # seconds without any new result, after which what is mi
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What takes part in the demo."""
+    """The parts of a running demo."""
 
     settings: Settings
     url: str
@@ -97,7 +97,7 @@ async def run_in(folder: Path, settings: Settings, url: str, count: int, show: S
         raise ConfigurationError(
             "the demo cuts connections in a proxy, which TLS prevents: name an amqp:// URL"
         )
-    # A store of its own as well: tasks that wait in somebody's real one must not come by here.
+    # A store of its own as well: the demo must not run tasks that wait in a real store.
     store_url = store_in(folder)
     settings = settings.model_copy(update={"store_url": SecretStr(store_url)})
     async with Store(store_url) as store:
@@ -116,7 +116,7 @@ def store_in(folder: Path) -> str:
 
 
 async def _stage(scene: Scene) -> float:
-    """Bring everybody on, let the tasks run, and see everybody off. Returns the seconds of the tasks."""
+    """Start all workers, run the tasks, and stop all workers. Returns the seconds that the tasks took."""
     server = await _server(scene)
     async with AsyncExitStack() as stack:
         proxies = [await stack.enter_async_context(TcpProxy(server.ip, server.port)) for _ in HEARTBEATS]
@@ -246,7 +246,7 @@ def _figures(scene: Scene, seconds: float, records: dict[UUID, TaskRecord], lett
 
 @asynccontextmanager
 async def _namespace(settings: Settings, url: str, show: Show) -> AsyncIterator[None]:
-    """At the end, whatever it is, delete every queue and exchange of the namespace."""
+    """At the end, after success or failure, delete every queue and exchange of the namespace."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What the demo's figures rest on: the journal, the store, and the dead letters, put side by side."""
+"""Evidence for the demo's figures: a comparison of the journal, the store and the dead letters."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pid_of(worker_id: str) -> int:
 
 
 def steps_of(notes: Sequence[StepNote], records: Mapping[UUID, TaskRecord]) -> Steps:
-    """Compare what the agents wrote down with what the store has."""
+    """Compare the agents' journal with the store."""
     stored = {
         StepKey(str(task_id), step.name): step for task_id, record in records.items() for step in record.steps
     }

@@ -1,4 +1,4 @@
-"""What the demo does to its workers while they work: cut, freeze, kill."""
+"""Faults that the demo causes in working workers: cut, freeze, kill."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Faults:
         worker = self._second.worker
         await self._filled(worker)
         # SQLite has one writer: a process that is stopped amid a write holds up all others. While we hold
-        # the store, nobody writes.
+        # the store, no process writes.
         await self._store.run(lambda _: worker.freeze())
         running = self._watch.running([worker.pid])
         self.met.append("a frozen worker")

@@ -1,4 +1,4 @@
-"""The demo's journal: what the agents of all worker processes did, written down by themselves.
+"""The demo's journal: a record of what the agents of all worker processes did, written by themselves.
 
 It is a folder, because it has to survive a worker that is killed: a file with one line for each attempt
 that ended, one with what happened to steps, and an empty file for each task whose first attempt is to fail.
@@ -53,7 +53,7 @@ class Journal:
         self._folder, self._attempts, self._steps = folder, folder / "attempts", folder / "steps"
 
     def is_first(self, task_id: str) -> bool:
-        """Whether this is the first time that anybody asks for this task."""
+        """Whether this is the first call for this task in any process."""
         try:
             (self._folder / f"first-{task_id}").touch(exist_ok=False)
         except FileExistsError:

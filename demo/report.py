@@ -1,4 +1,4 @@
-"""What the demo shows: its progress, a table of figures, and a verdict."""
+"""The demo's report: its progress, a table of figures, and a verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the workers of the demo tell about themselves in their events."""
+"""Counters from the events of the demo's workers."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ class Watch:
             await self._news.wait()
 
     def _keep(self, worker_id: str, totals: JsonValue) -> None:
-        """Totals only grow, whatever order the events arrive in."""
+        """Keep the larger totals, because events may arrive in any order."""
         kept = self._totals[worker_id]
         for name, number in _numbers(totals).items():
             kept[name] = max(number, kept.get(name, 0))
 
 
 def _agents(by_type: JsonValue) -> int:
-    """All agents of a worker, whatever they do."""
+    """All agents of a worker, in any state."""
     if not isinstance(by_type, Mapping):
         return 0
     return sum(sum(_numbers(by_state).values()) for by_state in by_type.values())

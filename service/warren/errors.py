@@ -1,12 +1,12 @@
 """Every error that Warren raises, as one tree.
 
 WarrenError
-├── ConfigurationError        what was written down cannot work
+├── ConfigurationError        a setting, an agent or a topology cannot work
 │   ├── AgentError            an agent's name, signature or share of the prefetch
 │   └── QueueMismatch         a queue exists with other arguments
-├── BrokerError               what the broker did or refused
+├── BrokerError               the broker failed or refused something
 │   ├── BrokerNotFound        no broker was named, none runs here and none can be started
-│   ├── BrokerUnavailable     nothing answers, or the connection went and stayed away
+│   ├── BrokerUnavailable     nothing answers, or the connection was lost and stayed away
 │   ├── AccessRefused         wrong password, unknown virtual host, missing permission
 │   ├── NotDeclared           the queue or exchange is not there (yet)
 │   └── PublishError          one message did not get through
@@ -14,13 +14,13 @@ WarrenError
 │       ├── UnknownAgentType  no queue takes this agent type
 │       ├── Unroutable        no queue takes this routing key (a reply queue that vanished)
 │       ├── PublishTimeout    no confirm in time: it may or may not have arrived
-│       └── MessageRefused    the broker would never take this message: trying again is no use
+│       └── MessageRefused    the broker will never take this message: a retry is useless
 │           ├── MessageTooLarge   its body is over `max_payload_bytes`, or over the broker's own limit
 │           └── HeadersTooLarge   its headers do not fit into a frame
-├── StoreError                what the store did or refused
+├── StoreError                the store failed or refused something
 │   ├── StoreUnavailable      it does not answer now: worth waiting for
 │   │   └── StoreBusy         all connections of this process are in use
-│   ├── StoreRefused          it does not take what was to be written: another try changes nothing
+│   ├── StoreRefused          it does not accept the data: a retry is useless
 │   ├── StoreUnusable         it is damaged, read-only or of another schema version
 │   └── FenceLost             a newer run has taken this task over: stop
 ├── IdempotencyConflict       an idempotency key was used before, for another agent type or payload
@@ -47,7 +47,7 @@ class WarrenError(Exception):
 
 
 class ConfigurationError(WarrenError):
-    """Something that was written down (a setting, an agent, a topology) cannot work."""
+    """A setting, an agent or a topology cannot work."""
 
 
 class AgentError(ConfigurationError):
@@ -70,9 +70,9 @@ class QueueMismatch(ConfigurationError):
 
 
 class BrokerError(WarrenError):
-    """The broker did or refused something.
+    """The broker failed or refused something.
 
-    `may_have_arrived`: the message was sent before, and the confirm of that time was lost.
+    `may_have_arrived`: an earlier publish of the message lost its confirm, so the broker may have it.
     """
 
     may_have_arrived: bool = False
@@ -95,7 +95,7 @@ class NotDeclared(BrokerError):
 
 
 class PublishError(BrokerError):
-    """One message did not get through; the others are not concerned."""
+    """One message was not published; other messages are not affected."""
 
 
 class QueueFull(PublishError):
@@ -113,14 +113,14 @@ class Unroutable(PublishError):
 class PublishTimeout(PublishError):
     """The broker did not confirm in time: the message may or may not have arrived.
 
-    Publishing the same task (same `task_id`) again is the safe way on.
+    It is safe to publish the same task (same `task_id`) again.
     """
 
     may_have_arrived = True
 
 
 class MessageRefused(PublishError):
-    """The broker refuses this message, or AMQP cannot carry it: trying again is no use."""
+    """The broker refuses this message, or AMQP cannot carry it: a retry is useless."""
 
 
 class MessageTooLarge(MessageRefused):
@@ -132,7 +132,7 @@ class HeadersTooLarge(MessageRefused):
 
 
 class StoreError(WarrenError):
-    """The store did or refused something."""
+    """The store failed or refused something."""
 
 
 class StoreUnavailable(StoreError):
@@ -144,15 +144,15 @@ class StoreBusy(StoreUnavailable):
 
 
 class StoreUnusable(StoreError):
-    """The store is damaged, read-only, or of a schema version that is not ours: somebody has to act."""
+    """The store is damaged, read-only, or of another schema version: the operator has to act."""
 
 
 class StoreRefused(StoreError):
-    """The store does not take what was to be written. Another try changes nothing."""
+    """The store does not accept the data. A retry changes nothing."""
 
 
 class FenceLost(StoreError):
-    """A newer run has taken the task over. Whatever this run still writes changes nothing: stop."""
+    """A newer run has taken the task over. The store refuses all further writes of this run: stop."""
 
 
 class IdempotencyConflict(WarrenError):
@@ -174,7 +174,7 @@ class StepError(WarrenError):
 
 
 class AttemptOver(WarrenError):
-    """The attempt has timed out, or was cancelled: what still runs of it, in a thread perhaps, is to stop."""
+    """The attempt has timed out or was cancelled: code that still runs, in a thread say, must stop."""
 
 
 class CommandFailed(WarrenError):

@@ -1,1 +1,1 @@
-"""What a user writes, and what can serve as an agent: functions, classes, programs, servers."""
+"""The agent API: application, context, and the kinds of agents (functions, classes, programs, servers)."""

@@ -1,4 +1,4 @@
-"""What a user registers: agents, their types and their share of the prefetch."""
+"""The application: the registry of agents, their types and their shares of the prefetch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LIFE: Final = ("start", "check", "stop")
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """One registered agent: what makes its instances, what `run` takes and returns, and its limits.
+    """One registered agent: its factory, the types of its payload and result, and its limits.
 
     Times are in seconds. `is_stateless` says that it is a function: instances need no start, check or stop.
     """
@@ -117,12 +117,12 @@ class Warren:
         retries: int | None = None,
         every: str | None = None,
     ) -> None:
-        """Register agents that are made by a call, for a class whose instances are told something.
+        """Register agents that a factory makes, for a class whose instances need arguments.
 
             app.register("fetch", lambda: Fetcher("https://…"), timeout=60)
 
-        The factory is called once at once, to see what `run` takes, and then for each instance; what has to
-        be opened belongs into `start`. Options and errors are those of `agent`.
+        This calls the factory once, to see what `run` takes; later each instance is one more call. Open
+        files and connections in `start`, not in the factory. Options and errors are those of `agent`.
         """
         _check_options(agent_type, timeout, concurrency, retries)
         self._check_name(agent_type)
@@ -161,7 +161,7 @@ def _check_options(
 
 
 def _describe(agent_type: str, thing: Any) -> AgentSpec:
-    """The description of what stands under the decorator."""
+    """The description of the function or class under the decorator."""
     if callable(thing) and not isinstance(thing, type | Agent):
         _check_kind(agent_type, thing)
         kind = FunctionAgent if _is_async(thing) else ThreadAgent
@@ -186,7 +186,7 @@ def _describe(agent_type: str, thing: Any) -> AgentSpec:
 
 
 def _describe_instance(agent_type: str, factory: Callable[[], Agent]) -> AgentSpec:
-    """The description of a factory of instances; one is made to look at."""
+    """The description of a factory. It calls the factory once and examines the instance."""
     if not callable(factory):
         raise AgentError(f"agent {agent_type!r}: {factory!r} is no factory: it cannot be called")
     try:
@@ -213,7 +213,7 @@ def _describe_instance(agent_type: str, factory: Callable[[], Agent]) -> AgentSp
 def _describe_run(
     agent_type: str, factory: Callable[[], Agent], run: Callable[..., Any], *, is_stateless: bool
 ) -> AgentSpec:
-    """The description by the annotations of what does the tasks."""
+    """The description of the callable that runs the tasks, from its annotations."""
     hints = _hints(agent_type, run)
     context_name, payload_name = _parameters(agent_type, run, hints)
     return AgentSpec(
@@ -228,7 +228,7 @@ def _describe_run(
 
 
 def _check_kind(agent_type: str, function: Callable[..., Any]) -> None:
-    """Refuse what looks like a function that does tasks, and is none."""
+    """Refuse generators and other callables that only look like an agent function."""
     called = _called(function)
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         raise AgentError(
@@ -244,10 +244,10 @@ def _check_kind(agent_type: str, function: Callable[..., Any]) -> None:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling it gives a coroutine, and blocks nothing.
+    """Whether a call returns a coroutine without blocking.
 
-    Of a plain wrapper around an `async def` nothing is known: it is called in a thread, and what it returns
-    is awaited on the event loop.
+    A plain wrapper around an `async def` cannot be recognised: it is called in a thread, and the coroutine
+    that it returns is awaited on the event loop.
     """
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(_called(function))
 
@@ -279,7 +279,7 @@ def _hints(agent_type: str, function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _recurring(agent: AgentSpec, every: str) -> AgentSpec:
-    """The agent with its schedule. Raises AgentError when there can be none."""
+    """The agent with its schedule. Raises AgentError when the agent cannot have one."""
     try:
         cron.check(every)
     except ConfigurationError as error:

@@ -1,4 +1,4 @@
-"""An agent with a life of its own, as users write it."""
+"""Base class of stateful agents, and the wrappers that make functions agents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Agent:
         class Browser(Agent):
             async def start(self) -> None: ...    # before its first task
             async def run(self, page: Page, ctx: Context) -> str: ...
-            async def check(self) -> None: ...    # is it well again? called after failures in a row
+            async def check(self) -> None: ...    # after failures in a row: raise if it is still unhealthy
             async def stop(self) -> None: ...     # after its last task
 
     Only `run` must be written; its payload and result are validated by their annotations. Each of the four
@@ -41,7 +41,7 @@ class Agent:
         """Tell whether the agent is well: raise when it is not. Called while it is out of rotation."""
 
     async def stop(self) -> None:
-        """Clean up. Called once, also for an agent whose `start` failed or whose `check` never got well."""
+        """Clean up. Called once, also for an agent whose `start` failed or whose `check` never succeeded."""
 
 
 class FunctionAgent(Agent):

@@ -87,8 +87,8 @@ class CommandAgent(Agent):
     async def run(self, payload: JsonValue, ctx: Context) -> JsonValue:
         """Run the program once.
 
-        Raises RetryAfter for exit status 75, CommandFailed for everything else that goes wrong, and Reject
-        for a payload that JSON has no words for.
+        Raises RetryAfter for exit status 75, CommandFailed for every other failure, and Reject for a payload
+        that JSON cannot express.
         """
         argv = [self.program(), *self._command[1:]]
         stdin = json_of(payload) + b"\n"
@@ -160,12 +160,12 @@ class CommandAgent(Agent):
         return result
 
     def __str__(self) -> str:
-        """The program, without its arguments: they may hold what is not for a log."""
+        """The program, without its arguments: they may hold secrets."""
         return f"command {shlex.quote(self._command[0])}"
 
 
 def json_of(payload: JsonValue) -> bytes:
-    """The payload as JSON. Raises Reject for NaN, an infinity or a lone surrogate, which JSON has not."""
+    """The payload as JSON. Raises Reject for NaN, an infinity or a lone surrogate, which JSON lacks."""
     try:
         return json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except ValueError as error:

@@ -26,7 +26,7 @@ _SECRET: Final = frozenset({"command", "env", "headers", "headers_env", "pass_en
 
 
 class _Agent(BaseModel):
-    """What every agent can be told. Times are in seconds."""
+    """The keys that every agent's table can have. Times are in seconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
@@ -157,7 +157,7 @@ def _parsed(model: type[Table], where: str, table: Mapping[str, Any]) -> Table:
 
 
 def _told(model: type[_Agent], table: Mapping[str, Any], detail: ErrorDetails) -> str:
-    """One error: the key, its value unless that may be a secret, and what to write instead."""
+    """The text of one error: the key, its value unless that may be a secret, and what to write instead."""
     key = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
         known = list(model.model_fields)

@@ -1,4 +1,4 @@
-"""What an agent is given beside its payload."""
+"""The context that an agent receives beside its payload."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Context:
 
     `attempt` counts from 1, over all runs of the task. `log` is a structlog logger that already knows the
     task. It may be used from any thread: on an event loop `step` and `checkpoint` are awaited, in a thread
-    without one they block and return what they have to say. A `def` agent runs in such a thread; see
+    without one they block and return the value. A `def` agent runs in such a thread; see
     `BlockingContext`.
     """
 
@@ -42,11 +42,11 @@ class Context:
         self._memory.begin_attempt()
 
     def end_attempt(self) -> None:
-        """The attempt is over: what is left of it, a thread for example, may remember nothing more."""
+        """End the attempt. A thread that is left of it can store no more steps and no checkpoint."""
         self._is_over = True
 
     def another(self) -> Context:
-        """The same for another attempt, which may use the names of the steps once more."""
+        """The same context for the next attempt, which may use the names of the steps again."""
         return Context(self.task, self._report, self._memory)
 
     def step(
@@ -83,14 +83,14 @@ class Context:
         return self._here(writing) if running is self._loop else self._reach(writing)
 
     async def _step_elsewhere(self, name: str, function: Callable[[], Any]) -> Any:
-        """A step on an event loop that an agent runs in a thread."""
+        """A step on an event loop that the agent itself runs in a thread."""
         if not await self._reach(self._memory.begin(name)):
             value = function()
             await self._reach(self._memory.keep(name, await value if inspect.isawaitable(value) else value))
         return self._memory.value(name)
 
     def _blocking_step(self, name: str, function: Callable[[], Any]) -> Any:
-        """A step in a thread: the function runs there too, but for one that is `async`."""
+        """A step in a thread. A plain function runs in this thread, an `async` one on the worker's loop."""
         if not self._wait(self._memory.begin(name)):
             value = function()
             if inspect.isawaitable(value):
@@ -102,16 +102,16 @@ class Context:
         return self._memory.value(name)
 
     async def _here(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something on the worker's event loop, which this is."""
+        """Run an operation when the current event loop is the worker's."""
         self._open_loop(work)
         return await work
 
     async def _reach(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something on the worker's event loop, from another one."""
+        """Run an operation on the worker's event loop, from another event loop."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._open_loop(work)))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something on the worker's event loop, and block until it is done."""
+        """Run an operation on the worker's event loop, and block until it is done."""
         return asyncio.run_coroutine_threadsafe(work, self._open_loop(work)).result()
 
     def _open_loop(self, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
@@ -139,7 +139,7 @@ class Context:
         )
 
     def progress(self, fraction: float, text: str = "") -> None:
-        """Tell how far the task is: a `task.<agent_type>.progress` event, fraction from 0 to 1.
+        """Publish the task's progress as a `task.<agent_type>.progress` event. `fraction` is from 0 to 1.
 
         Raises ValueError for any other fraction.
         """

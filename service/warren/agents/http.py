@@ -1,4 +1,4 @@
-"""An agent that is a server: the payload is posted to it, its answer is the result."""
+"""An agent that is an HTTP server: Warren posts the payload to it, and its answer is the result."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ class HttpAgent(Agent):
 
     async def start(self) -> None:
         """Get ready to connect; nothing is sent yet."""
-        import httpx  # noqa: PLC0415 - it is optional, and slow to import for those who need it not
+        import httpx  # noqa: PLC0415 - optional, and slow to import
 
         self._client = httpx.AsyncClient(
             verify=_trust() if self._url.startswith("https:") else False,
             trust_env=False,
             follow_redirects=False,
-            # The agent's own timeout is over all of it: an agent may well be silent for minutes.
+            # No read time-out: the agent's `timeout` limits the whole request.
             timeout=httpx.Timeout(None, connect=self._connect_timeout),
         )
 
@@ -95,8 +95,8 @@ class HttpAgent(Agent):
     async def run(self, payload: JsonValue, ctx: Context) -> JsonValue:
         """Post the payload.
 
-        Raises RetryAfter for 429 and 503, Reject for any other 4xx and for a payload that JSON has no words
-        for, HttpFailed for everything else that goes wrong.
+        Raises RetryAfter for 429 and 503, Reject for any other 4xx and for a payload that JSON cannot
+        express, HttpFailed for every other failure.
         """
         async with self._answer(payload, ctx) as response:
             status = response.status_code
@@ -120,7 +120,7 @@ class HttpAgent(Agent):
 
     @asynccontextmanager
     async def _answer(self, payload: JsonValue, ctx: Context) -> AsyncIterator[httpx.Response]:
-        """The answer, its body still to be read. What httpx raises until the end is told as HttpFailed."""
+        """The answer, its body not read yet. Errors of httpx become HttpFailed until the context is left."""
         import httpx  # noqa: PLC0415 - see `start`
 
         if self._client is None:
@@ -160,7 +160,7 @@ class HttpAgent(Agent):
         return bytes(body)
 
     async def _beginning(self, response: httpx.Response) -> str:
-        """What a refusal begins with. One that is cut short is a refusal all the same."""
+        """The beginning of a refusal's body. A body that is cut short still counts as a refusal."""
         import httpx  # noqa: PLC0415 - see `start`
 
         body = bytearray()
@@ -186,14 +186,14 @@ class HttpAgent(Agent):
         return result
 
     def __str__(self) -> str:
-        """Method and address, without what may be secret in it."""
+        """Method and address, without the parts that may be secret."""
         return f"POST {shown_url(self._url)}"
 
 
 def retry_after(value: str | None, default: float, now: float | None = None) -> float:
     """Seconds that a Retry-After header asks for (RFC 9110, 10.2.3: seconds or a date), a day at most.
 
-    The default where there is none, or none that can be read. `now` is in seconds since the epoch.
+    Returns the default if the header is missing or cannot be read. `now` is in seconds since the epoch.
     """
     text = (value or "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
@@ -208,7 +208,7 @@ def retry_after(value: str | None, default: float, now: float | None = None) -> 
 
 
 def shown_url(url: str) -> str:
-    """A URL as it may be shown: without user, password, query and fragment."""
+    """A URL that is safe to show: without user, password, query and fragment."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -217,7 +217,7 @@ def shown_url(url: str) -> str:
 
 
 def _check_url(url: str) -> None:
-    """Raises AgentError without httpx, and for what no request can be made to; a password is not shown."""
+    """Raises AgentError without httpx, and for a URL that cannot be requested. It shows no password."""
     try:
         import httpx  # noqa: PLC0415 - see `start`
     except ModuleNotFoundError as error:
@@ -225,7 +225,7 @@ def _check_url(url: str) -> None:
             "HttpAgent needs httpx, which is not installed: pip install 'warren[http]'"
         ) from error
     try:
-        # Each of the two lets something through that the other refuses.
+        # Both checks are needed: each accepts URLs that the other refuses.
         parsed, parts = httpx.URL(url), urlsplit(url)
         fits = parsed.scheme in {"http", "https"} and bool(parsed.host) and parts.port != 0
     except (httpx.InvalidURL, ValueError):
@@ -235,7 +235,7 @@ def _check_url(url: str) -> None:
 
 
 def _check_header(name: str, value: str) -> None:
-    """Raises AgentError for a header that cannot be sent, or is Warren's own; its value is not shown."""
+    """Raises AgentError for a header that cannot be sent or that Warren sets itself. It shows no value."""
     if not _HEADER_NAME.fullmatch(name):
         raise AgentError(f"{name!r} cannot name a header")
     if _OURS.fullmatch(name):
@@ -245,9 +245,9 @@ def _check_header(name: str, value: str) -> None:
 
 
 def _why(error: httpx.HTTPError) -> str:
-    """What httpx says; some of its errors say nothing, and their name is telling enough.
+    """The text of an error of httpx, or its class name if it has no text.
 
-    Errors about the protocol quote what the server sent: of those the name alone.
+    Protocol errors quote what the server sent, so they give the class name alone.
     """
     import httpx  # noqa: PLC0415 - see `HttpAgent.start`
 

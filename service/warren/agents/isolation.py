@@ -1,4 +1,4 @@
-"""An agent's code in an asyncio task of its own, within its time.
+"""Isolation of agent code: each call runs in an asyncio task of its own, with a time limit.
 
 Agents may leave their task in any state: swallow a cancellation, or leave one counted in `Task.cancelling()`
 without a request (`asyncio.TaskGroup` of Python 3.11 does). The task that waits for the agent never runs

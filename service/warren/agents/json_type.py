@@ -15,15 +15,15 @@ _GENERATORS: Final = (GeneratorType, AsyncGeneratorType)
 _COLLECTIONS: Final = frozenset({"list", "tuple", "set", "frozenset", "dict", "generator"})
 # Members of core schemas that hold values of the user's, not schemas.
 _VALUES: Final = frozenset({"default", "expected", "metadata", "members"})
-# Where a number given as a string would be taken for text, or be refused.
+# Schemas for which a number given as a string would be taken for text, or be refused.
 _NO_QUOTES: Final = frozenset({"any", "union"})
 
 
 class JsonType:
-    """What pydantic knows of an annotation, with the rules of JSON.
+    """The pydantic adapter of an annotation, with the rules of JSON.
 
     A collection is read up to its first item that does not fit: a payload of a megabyte could hold a million
-    errors. An input is kept out of errors where any model in it asks for that, or anything in it is a secret.
+    errors. Errors leave the input out if any model in it asks for that, or if it holds a secret type.
 
     Raises what pydantic, or the annotation's own code, raises for one that cannot be validated.
     """
@@ -78,12 +78,12 @@ class JsonType:
         return self._validator.validate_json(raw, by_alias=True, by_name=True)
 
     def _plain(self, value: Any) -> Any:
-        """A model that nothing announced is written by its own rules: those would make null of NaN."""
+        """Make plain values of models behind `Any`: a model's own serializer would write null for NaN."""
         return self._serializer.to_python(value, mode="json", by_alias=True) if self.is_any else value
 
 
 class _Found:
-    """Adapts a core schema, and notes what is in it.
+    """Adapts a core schema, and records the kinds of types in it.
 
     Source: pydantic_core.core_schema. A schema is a dict with its `type`; schemas are members of schemas,
     also in lists, tuples and dicts.

@@ -1,4 +1,4 @@
-"""What one run of a task remembers: steps and a checkpoint."""
+"""Memory of one run of a task: its steps and its checkpoint."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Memory:
     `run` carries the identity of the run, its fence above all. `limit` is in bytes of JSON. `has_row` says
     that the ledger has, or is being given, a row which says that the task runs.
 
-    The store is asked before the first effect: a run without a fence takes one, and with it what others
-    have remembered. One that others may have overtaken, because this process stood still (`pulse`) or its
-    message was taken back (`is_adrift`), asks whether its fence is still the newest. A run that remembers
-    nothing asks for nothing.
+    The run asks the store before its first effect: a run without a fence takes one, and reads what other
+    runs have stored. Another run may have taken over because this process stood still (`pulse`) or the
+    broker took the message back (`is_adrift`): then the run asks whether its fence is still the newest. A
+    run without steps and checkpoints never asks.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Memory:
         self._used: set[str] = set()
 
     def take_over(self, claim: Claim) -> None:
-        """Go on with the fence of the claim, from what earlier runs have remembered."""
+        """Continue under the fence of this claim, with the steps and checkpoint of earlier runs."""
         self.run = replace(self.run, fence=claim.fence, life=claim.life)
         self.has_row = True
         self._steps, self._state = dict(claim.steps), claim.checkpoint
 
     def begin_attempt(self) -> None:
-        """A new attempt may use every name once more."""
+        """Begin a new attempt, which may use every step name again."""
         self._used.clear()
 
     async def step(self, name: str, function: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -101,7 +101,7 @@ class Memory:
         return 0 if self._pulse is None else self._pulse.stalls
 
     async def _hold(self) -> None:
-        """Have the store say that the task is this run's. Raises FenceLost."""
+        """Confirm with the store that this run owns the task. Raises FenceLost."""
         if self._ledger is None:
             return
         stalls = self._stalls_so_far()
@@ -112,7 +112,7 @@ class Memory:
         self._stalls = stalls
 
     async def _claim(self, ledger: Ledger) -> None:
-        """Take a fence. It goes on when the attempt is cancelled: the end of the run has to carry it."""
+        """Take a fence, even if the attempt is cancelled: the end of the run is written under it."""
         if self._claiming is None:
             self._claiming = asyncio.create_task(ledger.begin(self.run), name=f"claim {self.run.task_id}")
             self._claiming.add_done_callback(self._claimed)
@@ -124,7 +124,7 @@ class Memory:
             self.take_over(claiming.result())
 
     async def at_rest(self) -> None:
-        """Wait for a fence that is still being taken: the end of the run has to carry it."""
+        """Wait for a fence that is still being taken: the end of the run is written under it."""
         if self._claiming is not None:
             await asyncio.wait({self._claiming})
 
@@ -133,12 +133,12 @@ class Memory:
         await self._remember(name, self._as_json(value, f"step {name!r}"))
 
     def value(self, name: str) -> Any:
-        """What a step returned. Raises StepError where the store has what is no JSON."""
+        """The value that a step returned. Raises StepError if the stored value is no JSON."""
         # Read back even the first time, so that a retry sees what the first run saw.
         return _read(self._steps[name], f"step {name!r}")
 
     async def _remember(self, name: str, value: bytes) -> None:
-        """Keep the value of a step. It goes on when the attempt is cancelled: the next one waits for it."""
+        """Store the value of a step, even if the attempt is cancelled: the next attempt waits for it."""
         if self._ledger is None:
             self._steps[name] = value
             return
@@ -153,7 +153,7 @@ class Memory:
             self._steps[name] = written.result()
 
     async def checkpoint(self, state: Any) -> None:
-        """Remember free-form progress, instead of what was there before. Raises StepError or FenceLost."""
+        """Replace the checkpoint by new free-form progress. Raises StepError or FenceLost."""
         kept = self._as_json(state, "the checkpoint")
         if self._ledger is not None:
             await self._hold()
@@ -162,7 +162,7 @@ class Memory:
 
     @property
     def state(self) -> Any:
-        """What `checkpoint` remembered last, or None. Raises StepError where that is no JSON."""
+        """The last checkpoint, or None. Raises StepError if the stored value is no JSON."""
         return None if self._state is None else _read(self._state, "the checkpoint")
 
     def _as_json(self, value: Any, what: str) -> bytes:
@@ -176,7 +176,7 @@ class Memory:
 
 
 def _read(kept: bytes, what: str) -> Any:
-    """What was remembered. A person may have written what is no JSON: that is the failure of one task."""
+    """Parse a stored value. A person may have stored invalid JSON by hand: that fails only this task."""
     try:
         return from_json(kept, allow_inf_nan=False)
     except ValueError as error:

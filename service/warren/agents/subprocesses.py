@@ -1,8 +1,8 @@
-"""A program in a process group of its own: fed, read, run to its end, and never left behind.
+"""Subprocess runner: runs a program in a process group of its own and never leaves a process behind.
 
-Not through the event loop's own subprocesses: uvloop gives a program sockets where it expects pipes, so that
-a script cannot write to `/dev/stderr`, and hands it descriptors of others. And the leader of a group is
-reaped here only after the group was killed: until then its number cannot belong to anybody else.
+It does not use the event loop's subprocesses. uvloop gives a program sockets where it expects pipes, so a
+script cannot write to `/dev/stderr`, and lets it inherit descriptors of others. This module also reaps the
+leader of a group only after it has killed the group: until then no other process can get the leader's number.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from warren.support.threads import call_in_thread
 log = structlog.get_logger(__name__)
 
 TAIL: Final = 4096  # bytes of standard error that are kept
-PIPE_GRACE: Final = 0.5  # seconds in which what a program left running may still hold its output open
+PIPE_GRACE: Final = 0.5  # seconds for which children of an ended program may hold its output open
 REAP_GRACE: Final = 5.0  # seconds until a killed program that does not go (stuck in the kernel) is given up
 _CHUNK: Final = 64 * 1024
 
@@ -54,7 +54,7 @@ async def run_program(
 ) -> Ended:
     """Run a program until it exits, is cancelled, or prints more than `limit` bytes.
 
-    However it ends, its whole process group is gone afterwards: SIGTERM where it still runs, SIGKILL after
+    Its whole process group is gone afterwards: a process that still runs gets SIGTERM, and SIGKILL after
     `kill_grace` seconds. A cancellation carries the tail of standard error as a note.
 
     Raises OSError when it cannot be started, ValueError for a NUL in its arguments or its environment,
@@ -119,7 +119,7 @@ class _Program:
             self._unsent = self._unsent[os.write(pipe.fileno(), self._unsent[:_CHUNK]) :]
         except BlockingIOError:
             return
-        except BrokenPipeError:  # it does not read its input (any more): that is its own affair
+        except BrokenPipeError:  # the program may leave its input unread
             self._unsent = memoryview(b"")
         if not self._unsent:
             self._close(pipe)
@@ -170,7 +170,7 @@ class _Program:
                     await self._silent.wait()
 
     async def end(self, kill_grace: float) -> None:
-        """Leave nothing of it: no process of its group, no zombie, no pipe. Cancelled, it kills at once."""
+        """End its process group, reap it and close its pipes. If this call is cancelled, it kills at once."""
         try:
             if not self._exit.done():
                 self._signal(signal.SIGTERM)
@@ -201,7 +201,7 @@ class _Program:
         return self._errors.decode("utf-8", "replace").strip()
 
     def ended(self) -> Ended:
-        """How it ended: to be asked when it has."""
+        """How it ended. Call this only after it has ended."""
         return Ended(
             status=self._exit.result() if self._exit.done() else -signal.SIGKILL,
             output=bytes(self._output),
@@ -211,7 +211,7 @@ class _Program:
 
 
 def _status_of(popen: subprocess.Popen[bytes]) -> int:
-    """Wait for the exit, where the system can without reaping (WNOWAIT), and tell the status."""
+    """Wait for the exit and return the status; without reaping (WNOWAIT) if the system can."""
     if not hasattr(os, "waitid"):
         return popen.wait()
     try:

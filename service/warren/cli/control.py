@@ -1,4 +1,4 @@
-"""`warren cancel`, `warren pause`, `warren resume`."""
+"""The commands `warren cancel`, `warren pause` and `warren resume`."""
 
 from __future__ import annotations
 

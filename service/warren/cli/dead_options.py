@@ -1,4 +1,4 @@
-"""What the commands of `warren dead` share: their options, and what those select."""
+"""Shared options of the commands of `warren dead`, and the selections that they make."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def prepared() -> Settings:
 
 
 def ask(question: str) -> None:
-    """Go on only if somebody at a terminal says so. Raises WarrenError where nobody can."""
+    """Ask for confirmation at the terminal. Raises WarrenError if it is refused or there is no terminal."""
     if not sys.stdin.isatty():
         raise WarrenError(f"{question} There is no terminal to ask at: --yes says so")
     typer.confirm(question, abort=True, err=True)
@@ -74,7 +74,7 @@ def wanted(
     since: str | None = None,
     before: str | None = None,
 ) -> Filter:
-    """What the options select. Raises ConfigurationError for one that makes no sense."""
+    """The selection that the options make. Raises ConfigurationError for an invalid option."""
     if reason is not None and reason not in get_args(Reason):
         raise ConfigurationError(f"--reason {reason!r} is none of: {', '.join(get_args(Reason))}")
     return Filter(
@@ -90,7 +90,7 @@ def wanted(
 
 
 async def selected_count(index: DeadIndex, selected: Filter, limit: int | None) -> int:
-    """How many dead letters are meant. Raises WarrenError where a task is named that is not dead."""
+    """The number of selected dead letters. Raises WarrenError if a named task is not dead."""
     count = await index.count(selected)
     if count == 0 and selected.task_id is not None:
         raise WarrenError(
@@ -100,12 +100,12 @@ async def selected_count(index: DeadIndex, selected: Filter, limit: int | None) 
 
 
 def is_everything(selected: Filter, limit: int | None) -> bool:
-    """Whether every dead letter is meant."""
+    """Whether the selection has no condition, so that it means every dead letter."""
     return selected == Filter() and limit is None
 
 
 def of_queue(selected: Filter, limit: int | None) -> dead_letters.Selection:
-    """The same for the dead queue. Raises ConfigurationError for what only the store knows."""
+    """The selection for the dead queue. Raises ConfigurationError for options that need the store."""
     asked = (selected.group, selected.error_type, selected.user_id, selected.since, selected.before)
     if any(one is not None for one in asked):
         raise ConfigurationError("--from-queue knows only --agent-type, --reason, --limit and a task id")
@@ -113,7 +113,7 @@ def of_queue(selected: Filter, limit: int | None) -> dead_letters.Selection:
 
 
 def _moment(text: str | None, option: str) -> float | None:
-    """Seconds since the epoch: so long ago, or an ISO 8601 time (local unless it says otherwise)."""
+    """Seconds since the epoch, from a duration ago or an ISO 8601 time (local unless it has an offset)."""
     if text is None:
         return None
     try:

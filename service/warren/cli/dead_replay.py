@@ -1,4 +1,4 @@
-"""`warren dead replay`: a plan, carried out before your eyes."""
+"""`warren dead replay`: carries out a replay plan and shows its progress."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ async def _replay(store: Store, settings: Settings, plan: Plan, resume: str | No
 
 @asynccontextmanager
 async def _breakers(settings: Settings) -> AsyncIterator[AsyncIterator[Event] | None]:
-    """Breakers as they open. The relay does the publishing, so this goes without a broker too."""
+    """Events of breakers that open. None without a broker: a replay needs none, the relay publishes."""
     async with AsyncExitStack() as stack:
         opened: AsyncIterator[Event] | None = None
         try:

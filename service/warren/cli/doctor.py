@@ -1,4 +1,4 @@
-"""`warren doctor`: what the broker is, what we may do there, and what is weaker on it."""
+"""`warren doctor`: a report on the broker's version, our permissions there, and the store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from warren.support.local_broker import find as broker
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `ok` None: worth knowing, neither good nor bad."""
+    """One line of the report. `ok` is None for information that is neither good nor bad."""
 
     ok: bool | None
     text: str

@@ -35,7 +35,7 @@ def gateway(
         int | None, typer.Option(min=0, max=65535, help="Its port; WARREN_GATEWAY_PORT, or 8470; 0 is any.")
     ] = None,
 ) -> None:
-    """Serve the HTTP API until Ctrl-C. Whoever comes needs a key: `warren key create`.
+    """Serve the HTTP API until Ctrl-C. Every caller needs a key: `warren key create`.
 
     On an address that others can reach it starts only where there is a key. The store must be the workers'
     own; the broker may come later.

@@ -1,4 +1,4 @@
-"""`warren key`: who may come in by the gateway."""
+"""`warren key`: the API keys of the gateway."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def _create(store: Store, user: str, role: Role, expires_at: float | None)
 def list_(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """List keys, also those that are valid no more, the oldest first. Secrets are known to nobody."""
+    """List keys, also those that are no longer valid, the oldest first. Secrets are not stored."""
     settings = read_settings()
     runtime.configure_logging(settings)
     found = runtime.run(_all(find_store(settings)))

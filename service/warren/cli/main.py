@@ -190,8 +190,8 @@ def schema(
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 124 not done in time, 130 Ctrl-C, 141 whoever
-    read its output has gone.
+    Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 124 not done in time, 130 Ctrl-C, 141 the reader
+    of its output has gone.
     """
     sys.excepthook = print_uncaught
     try:
@@ -208,7 +208,7 @@ def main() -> None:
         err.print(f"[red]Error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
     finally:
-        # What is left is the interpreter's end: a Ctrl-C that it met there would print a traceback.
+        # Only the interpreter's exit is left: a Ctrl-C during it would print a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -1,4 +1,4 @@
-"""Starting things: logging, signals, the event loop."""
+"""Process setup: logging, signals, the event loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-# Seconds that tasks which an agent has left behind have to end once they are cancelled.
+# Seconds for tasks that an agent left running to end, once they are cancelled.
 LAST_MOMENT: Final = 1.0
 
 # Container objects made, less those that are gone, before the cycle collector of Python looks at them. The
@@ -130,7 +130,7 @@ def _configure(settings: Settings, lines: LogLines | LinesBehind) -> None:
 
 
 def configure_service(settings: Settings) -> None:
-    """The same for a process that runs for long: it goes on when its standard streams fail or hang."""
+    """Configure logging for a long-running process, whose standard streams may fail or hang."""
     errors = Behind("standard error")
     _configure(settings, LinesBehind(LogLines(bare(standard(sys.stderr))), errors))
     forgive(stdout=Behind("standard output"), stderr=errors)

@@ -58,7 +58,7 @@ def _from_module(name: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
-    """The module of this very file, whatever else has its name."""
+    """The module of this file, even if another module has the same name."""
     name = path.stem if _is_free(path) else str(path)
     if name in sys.modules:
         return sys.modules[name]
@@ -86,7 +86,7 @@ def _missing(importer: str, error: ModuleNotFoundError) -> ConfigurationError:
 
 
 def _is_free(path: Path) -> bool:
-    """Whether the name of the file is no other module's, so that others can import this one by it."""
+    """Whether no other module has the file's name, so that it can be imported by this name."""
     name = path.stem
     if name in sys.modules:
         return getattr(sys.modules[name], "__file__", None) == str(path)
@@ -97,9 +97,9 @@ def _is_free(path: Path) -> bool:
 
 
 def _make_importable(folder: Path) -> None:
-    """Have modules of this folder found: before installed ones, but not instead of Python's own.
+    """Make modules of this folder importable: before installed ones, but after Python's own.
 
-    An email.py among the agents would else be what a library gets that imports `email`.
+    Otherwise a library that imports `email` would get an email.py of the agents.
     """
     if str(folder) in sys.path:
         return

@@ -1,4 +1,4 @@
-"""`warren schedule`: recurring tasks that a person made, and the list of all."""
+"""`warren schedule`: adds and removes recurring tasks, and lists all of them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _check_name(name: str, what: str) -> None:
 
 
 def _check_task(schedule: Schedule, settings: Settings) -> None:
-    """Now, not at the first tick, when nobody looks."""
+    """Check the task now: at its first tick no person would see the error."""
     try:
         size = len(body_of(task_of(schedule, 0)))
     except ValueError as error:

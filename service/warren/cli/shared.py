@@ -1,4 +1,4 @@
-"""What the commands share: two consoles, and settings with errors that people can read."""
+"""Shared parts of the commands: two consoles, and settings with readable errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from warren.support.local_broker import find as broker
 from warren.support.loops import Loops
 from warren.support.terminal_text import clean
 
-READER_GONE: Final = 128 + signal.SIGPIPE  # the exit status that a shell gives whom SIGPIPE ended
+READER_GONE: Final = 128 + signal.SIGPIPE  # a shell's exit status for a program that SIGPIPE ended
 WIDEST: Final = 10_000  # columns of what is no terminal: nothing is cut off
 
 
@@ -39,7 +39,7 @@ class _Console(Console):
             yield segment if segment.control else segment._replace(text=clean(segment.text))
 
     def on_broken_pipe(self) -> NoReturn:
-        """Whoever read this has gone (`| head`): end without a word, as SIGPIPE ends other programs."""
+        """The reader of the output has gone (`| head`): exit silently, as SIGPIPE ends other programs."""
         self.quiet = True
         nowhere = os.open(os.devnull, os.O_WRONLY)  # or the last flush of the interpreter would complain
         os.dup2(nowhere, self.file.fileno())
@@ -73,9 +73,9 @@ def print_uncaught(kind: type[BaseException], error: BaseException, trace: Trace
 
 
 def print_wide(shown: RenderableType, at_least: int = 0) -> None:
-    """Print what has columns, so wide at least: rather wrapped by the terminal than a name cut off.
+    """Print columns at this width at least: a terminal wraps long lines, but no name is cut off.
 
-    What is no terminal gets it as wide as it is.
+    Output that is no terminal gets the full width.
     """
     _Console(emoji=False, width=max(out.width, at_least if out.is_terminal else WIDEST)).print(shown)
 

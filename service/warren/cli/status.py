@@ -54,7 +54,7 @@ def status(
 
 
 async def _status(settings: Settings, *, once: bool, json: bool) -> bool:
-    """False when nobody was heard."""
+    """Show the status. False if no worker was heard."""
     peers = Peers(settings.heartbeat_interval)
     async with Client(broker.locate(settings).url, settings=settings) as client:
         if once or not (json or out.is_terminal):
@@ -151,7 +151,7 @@ def _agent_types(lines: Mapping[str, AgentTypeLine]) -> Table:
 
 def _workers(lines: list[WorkerLine]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("worker", min_width=max(len(line.worker_id) for line in lines))  # a name cut off is none
+    table.add_column("worker", min_width=max(len(line.worker_id) for line in lines))  # a cut name is none
     table.add_column("state")
     for heading in ("running", *_SHORT.values(), "lag", "memory", "heard"):
         table.add_column(heading, justify="right")

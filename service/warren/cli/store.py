@@ -1,4 +1,4 @@
-"""`warren store` and `warren task`: the store's care, and what it knows of a task."""
+"""`warren store` and `warren task`: maintenance of the store, and a task's record in it."""
 
 from __future__ import annotations
 

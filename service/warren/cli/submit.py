@@ -35,7 +35,7 @@ EXAMPLES: Final = examples(
 )
 CHUNK = 1000  # tasks submitted before the progress bar moves
 AT_ONCE = 500  # tasks whose results are awaited at once
-TOLD = 5  # ids of tasks that nobody waits for any more
+TOLD = 5  # ids shown of tasks that the command no longer waits for
 NOT_IN_TIME: Final = 124  # the exit status of timeout(1) where time ran out
 FULL_PAUSE = 0.5  # seconds before a full queue is tried again
 
@@ -210,7 +210,7 @@ async def _wait_for_all(client: Client, settings: Settings, tasks: list[Task], p
 
 
 def _told(result: Result | WarrenError) -> bool:
-    """Whether it went well."""
+    """Print one result. Returns whether the task succeeded."""
     if isinstance(result, WarrenError):
         err.print(f"[red]not submitted:[/] {escape(str(result))}", soft_wrap=True)
         return False
@@ -219,7 +219,7 @@ def _told(result: Result | WarrenError) -> bool:
 
 
 def _tell_open(tasks: Sequence[Task]) -> None:
-    """Whoever does not wait any more can still look, or cancel."""
+    """Print the ids of tasks that have not ended, so that the user can still show or cancel them."""
     some = ", ".join(str(task.task_id) for task in tasks[:TOLD])
     more = f" and {len(tasks) - TOLD} more" if len(tasks) > TOLD else ""
     err.print(

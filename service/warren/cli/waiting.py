@@ -1,4 +1,4 @@
-"""Why nothing ends, for whoever waits for results: told once it has been quiet for a while."""
+"""Explanations for `warren submit --wait`: why no task has ended for a while."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INTERVALS: Final = 1.2
 
 
 class Explaining:
-    """Says why tasks have not ended, when none has for a while, and again when the reason is another one."""
+    """Prints why no task has ended for a while, and again when the reason changes."""
 
     def __init__(self, client: Client, settings: Settings, tasks: Collection[Task]) -> None:
         self._client, self._settings = client, settings
@@ -38,20 +38,20 @@ class Explaining:
         return self._open.values()
 
     def ended(self, task: Task) -> None:
-        """There is an outcome."""
+        """Note that a task has ended."""
         self._open.pop(task.task_id, None)
         self._news.set()
 
     async def run(self) -> None:
-        """Until it is cancelled, or the broker refuses to let the fleet be listened to."""
+        """Explain until cancelled, or until the broker refuses the right to read events."""
         pause, told = QUIET, list[str]()
         while True:
             await self._until_quiet_for(pause)
             try:
                 reasons = await self._reasons()
-            except AccessRefused:  # whoever may only submit has to wait without being told
+            except AccessRefused:  # a user who may only submit gets no explanation
                 return
-            except BrokerError:  # the connection has logged it, and is opened again
+            except BrokerError:  # the connection has logged the error, and reconnects
                 continue
             if self._news.is_set():
                 continue
@@ -70,7 +70,7 @@ class Explaining:
                 return
 
     async def _reasons(self) -> list[str]:
-        """One for each agent type that is waited for."""
+        """One reason for each agent type with open tasks."""
         now = datetime.now(UTC)
         due = [task for task in self.waits_for if task.not_before is None or task.not_before <= now]
         if not due:
@@ -83,7 +83,7 @@ class Explaining:
         ]
 
     async def _listen(self) -> dict[str, AgentTypeLine]:
-        """The agent types that workers tell of, within a heartbeat."""
+        """The agent types in the workers' heartbeats, heard for one heartbeat interval."""
         loop, peers = asyncio.get_running_loop(), Peers(self._settings.heartbeat_interval)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.heartbeat_interval * INTERVALS):

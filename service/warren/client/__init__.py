@@ -1,1 +1,1 @@
-"""Acting on a fleet from outside: submit, await, cancel, pause, replay."""
+"""The client side of a fleet: submit, await, cancel, pause, replay."""

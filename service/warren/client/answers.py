@@ -1,4 +1,4 @@
-"""The answers that a client waits for. They arrive at least once, in any order, and perhaps too late."""
+"""Pending results of a client. Answers arrive at least once, in any order, and perhaps too late."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from warren_schemas import Result
 
 @dataclass(slots=True)
 class _Awaited:
-    """One answer, and how many wait for it."""
+    """One pending answer, and the number of its waiters."""
 
     result: asyncio.Future[Result] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     waiters: int = 0
 
 
 class Awaited:
-    """The answers that are waited for, by task. All others are dropped: nothing is kept for them.
+    """The pending answers by task. Answers without a waiter are dropped and not stored.
 
-    An answer comes again when a worker or a client loses its connection before it could acknowledge.
+    An answer arrives again if a worker or a client loses its connection before it has acknowledged.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Awaited:
                 _mark_as_seen(awaited.result)
 
     def take(self, delivery: Delivery) -> None:
-        """Hand an answer to whoever waits for it, and acknowledge it."""
+        """Give an answer to its waiters, and acknowledge it."""
         try:
             result = Result.model_validate_json(delivery.body)
         except ValidationError as error:
@@ -73,6 +73,6 @@ class Awaited:
 
 
 def _mark_as_seen(result: asyncio.Future[Result]) -> None:
-    """Keep asyncio from telling of an error that came just when nobody waited any more."""
+    """Keep asyncio from logging an error that arrived after the last waiter had gone."""
     if result.done() and not result.cancelled():
         result.exception()

@@ -54,7 +54,7 @@ FULL_PAUSE: Final = 0.2  # seconds before a full queue is tried again
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What became of one task of many: confirmed when `error` is None."""
+    """The outcome of one publish of many: the task is confirmed if `error` is None."""
 
     task: Task
     error: WarrenError | None = None
@@ -137,8 +137,7 @@ class Client:
     async def submit_many(self, tasks: Iterable[Task]) -> list[Submission]:
         """Submit many tasks with up to 500 publishes in flight; the answer has their order.
 
-        What is wrong with one task (whatever `submit` raises for it) is told in its submission and stops no
-        other.
+        The error of one task, as `submit` would raise it, is in its submission and stops no other task.
         """
         tasks = list(tasks)
         submissions: list[Submission | None] = [None] * len(tasks)
@@ -179,15 +178,15 @@ class Client:
         return result.result
 
     async def result_of(self, task: Task) -> Result:
-        """Submit the task and await its `Result`, whatever its status. A full queue is waited for.
+        """Submit the task and await its `Result`, with any status. If the queue is full, wait for room.
 
-        Answers arrive at least once; a second one, or one that comes when nobody waits any more, is dropped.
+        Answers arrive at least once. A second answer, or one without a waiter, is dropped.
         """
         await self._listen()
         with self._awaited.result_of(str(task.task_id)) as future:
             accepted = await self._accept_patiently(task, self._replies.name)
             if accepted.task_id != task.task_id:
-                return await self._store.result_of(accepted)  # who submitted it first gets the answer
+                return await self._store.result_of(accepted)  # the first submitter gets the answer
             return await self._first(future)
 
     async def _first(self, future: asyncio.Future[Result]) -> Result:
@@ -203,9 +202,9 @@ class Client:
             watching.cancel()
 
     async def status(self, task_id: UUID | str) -> str | None:
-        """How a task stands in the store: running, released, succeeded, dead, cancelled.
+        """The task's status in the store: running, released, succeeded, dead, cancelled.
 
-        None for a task that has left no row: it waits, runs for the first time, or never was.
+        None for a task without a row: it waits, runs for the first time, or does not exist.
         Raises StoreUnavailable, StoreUnusable, or ConfigurationError where the settings name no store.
         """
         return await (await self._store.archive()).status(UUID(str(task_id)))
@@ -272,10 +271,10 @@ class Client:
             yield arrived
         finally:
             taking_in.cancel()
-            await asyncio.gather(taking_in, return_exceptions=True)  # and with its consumer the queue goes
+            await asyncio.gather(taking_in, return_exceptions=True)  # the queue is deleted with its consumer
 
     async def _prepare(self, connection: Connection) -> None:
-        """Make sure that the exchanges are there; a producer that may not declare may still use it."""
+        """Declare the exchanges. A producer without the permission to declare goes on without."""
         if not await connection.has_exchange(self._names.tasks):
             await connection.declare(Topology(exchanges(self._names), (), ()))
 
@@ -344,7 +343,7 @@ class Client:
             raise
 
     def _explain(self, task: Task, error: BrokerError) -> None:
-        """Raise a refusal of the broker in the words of tasks."""
+        """Translate a refusal of the broker into an error about the task."""
         if isinstance(error, Unroutable):
             raise UnknownAgentType(
                 f"no queue takes agent type {task.agent_type!r}: "

@@ -1,4 +1,4 @@
-"""Steering a fleet: cancel a task, pause and resume an agent type."""
+"""Fleet control: cancel a task, pause and resume an agent type."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """What a cancellation met.
+    """The outcome of a cancellation.
 
     `before` is the task's status in the store, None where it had none: it waited, ran for the first time, or
     never was. `worker_id` is the worker that has ended it, None when none has said so yet.
@@ -38,12 +38,12 @@ class Cancellation:
 
     @property
     def had_ended(self) -> bool:
-        """Whether it came too late, and changed nothing."""
+        """Whether the task had ended before, so that the cancellation changed nothing."""
         return self.before in FINAL
 
 
 class ClientControl:
-    """Writes decisions down, where they count, and tells the workers, which makes it quick."""
+    """Writes decisions to the store, which decides, and sends them to the workers, which speeds them up."""
 
     def __init__(self, store: ClientStore, publisher: Publisher, settings: Settings) -> None:
         self._store, self._publisher = store, publisher
@@ -85,8 +85,7 @@ class ClientControl:
 
 
 def answer_to(task_id: UUID, cancelled: Cancelled, replies: Replies) -> Message | None:
-    """What whoever awaits a cancelled task is told, where nobody else would: it waited in the store, so there
-    is no message of it."""
+    """The reply for a task that is cancelled while it exists only in the store: no worker would send one."""
     if cancelled.before != SCHEDULED or cancelled.reply_to is None or not replies.allow(cancelled.reply_to):
         return None
     body = cancelled_body(task_id, cancelled.attempts)

@@ -1,4 +1,4 @@
-"""The dead queue, seen and worked on directly: list, replay, discard."""
+"""Direct operations on the dead queue: list, replay, discard."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DeadLetter:
 
     @property
     def task_id(self) -> str:
-        """The task's id, or what the message itself is called."""
+        """The task's id, or the `message_id` if the body is no task."""
         return str(self.task.task_id) if self.task else str(self.delivery.properties.message_id or "?")
 
     @property
@@ -39,7 +39,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which dead letters are meant; None means any."""
+    """A selection of dead letters. A field that is None matches any."""
 
     agent_type: str | None = None
     reason: Reason | None = None
@@ -47,7 +47,7 @@ class Selection:
     limit: int | None = None
 
     def fits(self, letter: DeadLetter) -> bool:
-        """Whether a dead letter is meant, the limit aside."""
+        """Whether a dead letter matches, without regard to the limit."""
         return (
             (self.agent_type is None or letter.agent_type == self.agent_type)
             and (self.reason is None or letter.headers.reason == self.reason)
@@ -67,10 +67,10 @@ class DeadLetters:
         return await self._connection.depth(self._names.dead)
 
     async def select(self, selection: Selection) -> AsyncIterator[DeadLetter]:
-        """The dead letters that are meant, oldest first.
+        """The selected dead letters, oldest first.
 
-        Each is held until the iteration ends: acknowledged by `replay` or `discard`, or given back. Others
-        do not see it meanwhile. What arrives after the start is left for the next time.
+        Each is held until the iteration ends: `replay` or `discard` acknowledges it, or it goes back to the
+        queue. Until then other consumers do not see it. Letters that arrive after the start are left out.
         """
         to_look_at = await self.count()
         found = 0
@@ -96,8 +96,8 @@ class DeadLetters:
     async def replay(self, letter: DeadLetter) -> None:
         """Publish the task afresh, and only then acknowledge the dead letter.
 
-        The attempts start over. A time to expire that has passed is taken off: the one who replays wants
-        the task to run. Raises InvalidTask when it is no task, UnknownAgentType, QueueFull or another
+        The attempts start over. An `expires_at` that has passed is removed, because a replayed task is meant
+        to run. Raises InvalidTask when it is no task, UnknownAgentType, QueueFull or another
         PublishError; the dead letter then stays.
         """
         if letter.task is None:

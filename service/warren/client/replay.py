@@ -1,4 +1,4 @@
-"""Carrying out a replay: canaries first, then at a rate, until the failure comes back."""
+"""Execution of a replay plan: canaries first, then at a rate, until the failure comes back."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ log = structlog.get_logger(__name__)
 TICK: Final = 0.5  # seconds between two looks at what became of the tasks
 CHUNK: Final = 100  # tasks in one transaction at most
 OPEN: Final = 1000  # replayed tasks that have not ended: more would only fill the queues of the living
-ALIVE: Final = 10.0  # seconds for which a replay that said it runs is believed
+ALIVE: Final = 10.0  # seconds without an update after which a running replay counts as abandoned
 
 Phase = Literal["canary", "replaying", "waiting", "stopped", "done"]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a replay is. `refused` could not be replayed, `problems` says why of those since the last.
+    """The progress of a replay. `refused` counts tasks that could not be replayed; `problems` are the reasons
+    since the last report.
 
-    `left` is what is still dead of what was selected, the refused included.
+    `left` counts the selected tasks that are still dead, the refused ones included.
     """
 
     phase: Phase
@@ -55,17 +56,17 @@ class Progress:
 
 
 class _Stopped(Exception):
-    """The replay has to end before its end."""
+    """The replay has to stop before all tasks are replayed."""
 
 
 async def begin(store: Store, plan: Plan, note: Note | None = None) -> Replay:
-    """Write a plan down, to be carried out. Raises ConfigurationError for an edit that is no JSON."""
+    """Store a plan, to be carried out. Raises ConfigurationError for an edit that is no JSON."""
     _patch(plan)
     return await Replays(store).begin(plan, new_id(), note)
 
 
 async def resumable(store: Store, prefix: str, note: Note | None = None) -> Replay:
-    """The replay whose id begins so, ours to go on with from now on, as it stood before.
+    """Claim the replay whose id has this prefix, to resume it. Returns its state before the claim.
 
     Raises ConfigurationError when there is none or several, when it is done, or being carried out now, and
     when its plan cannot be read.
@@ -109,7 +110,7 @@ class Replaying:
         self._alarm_reason = ""
 
     async def run(self, tell: Callable[[Progress], None]) -> Progress:
-        """Carry the plan out, telling how far it is. Gives the end: phase `done`, or `stopped` and why."""
+        """Carry the plan out and report progress. Ends with phase `done`, or `stopped` and the reason."""
         self._tell = tell
         watching = asyncio.create_task(self._watch(), name="breakers")
         try:
@@ -153,7 +154,7 @@ class Replaying:
             raise _Stopped(self._silence(f"{self._outcomes.open} canaries have not ended"))
 
     async def _wait_for_room(self) -> None:
-        """Keep to the rate, and to what may be open at once."""
+        """Wait until the rate and the limit of open tasks allow more."""
         await self._pause(self._next_at - _now())
         if _now() - self._looked_at >= TICK:
             await self._look()
@@ -167,7 +168,7 @@ class Replaying:
         return min(CHUNK, max(1, int(self._plan.rate * TICK)))
 
     async def _take(self, count: int) -> None:
-        """Replay the next ones."""
+        """Replay the next tasks."""
         if self._plan.limit is not None:
             count = min(count, self._plan.limit - self._replayed)
         if count <= 0:
@@ -194,7 +195,7 @@ class Replaying:
         return True
 
     async def _look(self) -> None:
-        """See what became of the tasks. Raises _Stopped when that is enough."""
+        """Read the outcomes of the tasks. Raises _Stopped if they mean that the replay has to stop."""
         self._looked_at = _now()
         ended = self._outcomes.total - self._outcomes.open
         self._outcomes = await self._replays.outcomes(self._replay.replay_id)
@@ -209,7 +210,7 @@ class Replaying:
             raise _Stopped(f"the failure came back: {same} died the same way as before")
 
     async def _pause(self, seconds: float) -> None:
-        """Wait so long. Raises _Stopped when a breaker opens meanwhile, or has opened."""
+        """Wait for these seconds. Raises _Stopped if a breaker has opened or opens during the wait."""
         if seconds > 0 and not self._alarm.is_set():
             try:
                 async with asyncio.timeout(seconds):
@@ -220,7 +221,7 @@ class Replaying:
             raise _Stopped(self._alarm_reason)
 
     async def _watch(self) -> None:
-        """Raise the alarm when the breaker of an agent type opens that this replay has to do with."""
+        """Raise the alarm when the breaker of an agent type in this replay opens."""
         if self._events is None:
             return
         try:
@@ -259,7 +260,7 @@ def _now() -> float:
 
 
 def _with_open(outcomes: Outcomes, more: int) -> Outcomes:
-    """Outcomes as they were at the last look, and what was replayed since."""
+    """The outcomes at the last look, plus the tasks replayed since as open."""
     return Outcomes(outcomes.succeeded, outcomes.same_way, outcomes.otherwise, outcomes.open + more)
 
 
@@ -270,7 +271,7 @@ def _plan_of(replay: Replay) -> Plan:
 
 
 class _NoEdit:
-    """That there is no patch: null is one."""
+    """Marks that there is no patch, because null is a valid patch."""
 
 
 def _patch(plan: Plan) -> JsonValue | type[_NoEdit]:

@@ -1,4 +1,4 @@
-"""The body of a dead task as it is published again: without a time that has passed, or edited."""
+"""Bodies of replayed tasks: the old body without an `expires_at` that has passed, or an edited one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from warren_schemas import AMQP_PRIORITY, Task
 
 
 def fresh(body: bytes) -> Fresh:
-    """The body, without an `expires_at` that has passed: the one who replays wants the task to run.
+    """The body without an `expires_at` that has passed: a replayed task is meant to run.
 
-    Otherwise its bytes stay as they are. Its priority is that of its class again, however far it had risen.
+    Otherwise its bytes stay the same. Its priority is reset to that of its class, even if it had risen.
     Raises InvalidTask when it is no task.
     """
     task = _task(body)

@@ -1,4 +1,4 @@
-"""The store as a client uses it: opened when it is first needed."""
+"""A client's access to the store, which is opened at first use."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class ClientStore:
         await self._stack.aclose()
 
     async def archive(self) -> Archive:
-        """What can be read."""
+        """The store's records of tasks."""
         return Archive(await self._opened())
 
     async def board(self) -> Board:
-        """What the fleet is told."""
+        """The store's cancellations and pauses."""
         return Board(await self._opened())
 
     async def _opened(self) -> Store:
@@ -66,8 +66,8 @@ class ClientStore:
     ) -> Task:
         """Send a task, or return the one that came with the same user and key before.
 
-        It is written down first. A refusal takes that back, unless the message was sent before: then nobody
-        knows whether it arrived, and a relay publishes it. Raises IdempotencyConflict.
+        The row is written first. A refusal deletes it, unless the message was sent before: then it is unknown
+        whether the message arrived, and a relay publishes it. Raises IdempotencyConflict.
         """
         entrance = Entrance(await self._opened())
         headers = kept_headers(message.headers)
@@ -92,7 +92,7 @@ class ClientStore:
         return task
 
     async def result_of(self, task: Task) -> Result:
-        """Wait for the result of a task that somebody else submitted."""
+        """Wait for the result of a task that another client submitted."""
         archive, pause = await self.archive(), POLL
         while True:
             record = await archive.task(task.task_id)
@@ -103,7 +103,7 @@ class ClientStore:
 
 
 async def _first(first: FirstRequest, task: Task, body: bytes, key: str) -> Task:
-    """The task that has the key. Raises IdempotencyConflict where the new one asks for something else."""
+    """The task that has the key. Raises IdempotencyConflict if the new task differs from it."""
     if not await first.is_the_same(task.agent_type, body):
         raise IdempotencyConflict(key, str(first.task_id))
     if first.body is None:  # it was discarded

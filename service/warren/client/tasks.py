@@ -1,4 +1,4 @@
-"""Making tasks, before anybody is asked to run them."""
+"""Construction of tasks and their JSON bodies, before they are published."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def make_task(
 ) -> Task:
     """A new task, not to run before `delay` (seconds) has passed or `run_at` has come.
 
-    Raises pydantic.ValidationError, naming the field, for one that makes no sense, and ConfigurationError
-    for a time that makes none.
+    Raises pydantic.ValidationError, naming the field, for an invalid value, and ConfigurationError for an
+    invalid time.
     """
     if (not_before := _start(delay, run_at, options.get("not_before"))) is not None:
         options["not_before"] = not_before

@@ -1,1 +1,1 @@
-"""What is known of all workers together: membership, counts, metrics."""
+"""The state of the fleet as a whole: membership, counts, metrics."""

@@ -1,4 +1,4 @@
-"""What one worker has counted since it started. It travels in its heartbeats and in its last words."""
+"""Counters of one worker since its start. Its heartbeats and its `stopped` event carry them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Meter:
     times: Times = field(default_factory=Times)
 
     def as_json(self) -> dict[str, JsonValue]:
-        """The counts that are not nothing, and the times."""
+        """The counts that are not 0, and the times."""
         counted: dict[str, JsonValue] = {
             name: count for name, count in self.totals.as_json().items() if count
         }

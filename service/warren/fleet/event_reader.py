@@ -1,4 +1,4 @@
-"""Reads events from the bus. An event that does not fit is dropped, counted and logged now and then."""
+"""Event reader. It drops and counts malformed events, and logs them at a limited rate."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class EventReader:
 def _is_of_its_key(event: Event, routing_key: str) -> bool:
     """Whether kind and state are those of the routing key.
 
-    Topic permissions of the broker limit routing keys: what a user may not publish must not hide in a body.
+    The broker's topic permissions limit routing keys, so a body must not claim what its key does not allow.
     """
     said, used = event.routing_key.split("."), routing_key.split(".")
     of_the_kind = 1 if event.kind == "task" else 2

@@ -1,4 +1,4 @@
-"""Who else works, as far as can be heard: workers counted by their events. No I/O in here.
+"""Membership: the workers of the fleet, counted by their events. This module does no I/O.
 
 Times named `now` are seconds on the listener's own clock: those of several hosts need not agree.
 """
@@ -43,14 +43,14 @@ class Peer:
     rates_by_type: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def missed(self, now: float) -> float:
-        """How many of its heartbeats could have been heard since the last that was."""
+        """The number of heartbeat intervals since its last heartbeat."""
         return (now - self.heard_at) / self.interval
 
 
 class Peers:
-    """The workers that can be heard. `interval` is what a worker's heartbeat has that does not say.
+    """The members of the fleet. `interval` is the default for a heartbeat without an interval, in seconds.
 
-    `refusals` counts heartbeats that do not fit: a sign of life, and no more.
+    `refusals` counts malformed heartbeats: they still show that the worker lives.
     """
 
     def __init__(self, interval: float) -> None:
@@ -69,7 +69,7 @@ class Peers:
 
     @property
     def lost(self) -> list[str]:
-        """Who was announced lost and has not come back, the last of them at the end."""
+        """Workers that were announced lost and have not come back, the latest at the end."""
         return list(self._lost)
 
     def take(self, event: Event, now: float) -> None:
@@ -87,33 +87,33 @@ class Peers:
                 self._hear(event, now)
 
     def lose(self, worker_id: str, now: float) -> None:
-        """It is not counted any more, until it is heard again."""
+        """Remove a worker from the count, until it is heard again."""
         if self._forget(worker_id):
             _remember(self._lost, worker_id, now)
 
     def silent(self, now: float) -> list[Peer]:
-        """Those that have missed more heartbeats than they may."""
+        """Workers that have missed more heartbeats than allowed."""
         return [peer for peer in self if peer.missed(now) > MISSED]
 
     def heard(self, now: float) -> list[Peer]:
-        """Those that have not: the fleet."""
+        """Workers that have not missed too many heartbeats: the fleet."""
         return [peer for peer in self if peer.missed(now) <= MISSED]
 
     def excuse(self, now: float) -> None:
-        """Whatever was not heard until now is no fault of theirs: everybody begins afresh."""
+        """Reset the silence of all workers to 0, because the listener could not hear any event until now."""
         for peer in self._peers.values():
             peer.heard_at = max(peer.heard_at, now)
 
     def _has_stopped(self, worker_id: str, now: float) -> bool:
-        """Whether a heartbeat is a late one, from before the worker's last words.
+        """Whether a heartbeat is a late one, from before the worker's `stopped` event.
 
-        One that comes much later is not: somebody else has said that this worker stopped.
+        A heartbeat that comes much later means that the `stopped` event was false, and the worker lives.
         """
         stopped_at = self._stopped.get(worker_id)
         return stopped_at is not None and now - stopped_at <= MISSED * self._interval
 
     def _forget(self, worker_id: str) -> bool:
-        """False: it was not known."""
+        """Forget a worker. False: it was not known."""
         peer = self._peers.pop(worker_id, None)
         if peer is None:
             return False

@@ -1,7 +1,7 @@
 """The fleet's metrics: for Prometheus as text, for people and programs as JSON.
 
-No worker opens a port for this. What a worker counts travels in its heartbeats and last words; whoever serves
-the metrics takes those events in, and looks at the queues and the store when it is asked:
+Workers open no port for this. A worker's heartbeats and its `stopped` event carry its counts. The process
+that serves the metrics reads those events, and looks at the queues and the store at each request:
 
     metrics = Metrics(settings)
     metrics.take(event, loop.time())                    # every event of `health.worker.#`
@@ -11,7 +11,7 @@ the metrics takes those events in, and looks at the queues and the store when it
     body = metrics.exposition(sight, loop.time())       # bytes, of CONTENT_TYPE
     metrics.as_json(sight, loop.time())
 
-Counters begin with this object: what workers did before it is somebody else's (see `fleet_totals`). They
+Counters begin with this object and leave out what workers did before (see `fleet_totals`). They
 include what a killed worker told last, with what the store says that it ended after that, and never go down.
 Gauges are of workers that can be heard.
 """
@@ -59,13 +59,13 @@ QUANTILES: Final = {"p50_s": 0.5, "p90_s": 0.9, "p99_s": 0.99}
 AGENT_STATES: Final = frozenset(get_args(MemberState))
 BREAKER_STATES: Final = ("closed", "open", "half_open")
 WORKER_STATES: Final = ("up", "draining", "silent")
-# Missed heartbeats after which a worker counts as lost that nobody has announced: none may be left to do so.
+# After so many missed heartbeats a worker counts as lost, announced or not: maybe no peer is left to do it.
 GIVEN_UP: Final = 2 * MISSED
 MOST_LOST: Final = 1000  # lost workers that wait to be looked up in the store
 
 
 class Metrics:
-    """What is known of a fleet, as metrics. Not for several threads."""
+    """The metrics of a fleet. Not thread-safe."""
 
     def __init__(self, settings: Settings, since: datetime | None = None) -> None:
         self.totals = FleetTotals(since or datetime.now(UTC))
@@ -83,7 +83,7 @@ class Metrics:
 
     @property
     def refused(self) -> dict[str, int]:
-        """How many events were refused, by what was wrong."""
+        """The number of refused events by reason."""
         return {
             "event": self.events.refusals.count,
             "heartbeat": self.peers.refusals.count,
@@ -99,7 +99,7 @@ class Metrics:
             self._note_lost(event.subject)
 
     def excuse(self, now: float) -> None:
-        """Nothing could be heard until now: that is held against no worker."""
+        """Reset the silence of all workers to 0, because no event could be heard until now."""
         self.peers.excuse(now)
 
     def exposition(self, sight: Sight, now: float) -> bytes:
@@ -149,7 +149,7 @@ class Metrics:
 
 
 class Snapshot:
-    """Everything at one moment."""
+    """The metrics at one moment."""
 
     def __init__(self, metrics: Metrics, sight: Sight, now: float, *, capacity: int, lost: int) -> None:
         self.totals, self.sight, self.capacity, self.lost = metrics.totals, sight, capacity, lost
@@ -163,7 +163,7 @@ class Snapshot:
             self._awaiting.update(peer.report.awaiting_agent)
 
     def workers(self, state: str) -> int:
-        """How many workers are in this state."""
+        """The number of workers in this state."""
         return sum(worker.state == state for worker in self.fleet.workers)
 
     def of(self, name: str) -> AgentTypeLine:

@@ -1,4 +1,4 @@
-"""A fleet at a glance, put together from what its workers say of themselves."""
+"""Overview of the fleet, computed from the workers' heartbeats."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class WorkerLine(BaseModel):
 
 
 class AgentTypeLine(BaseModel):
-    """One agent type over all workers that have it. `waiting` is None while nobody has seen its queue.
+    """One agent type over all workers that have it. `waiting` is None while no worker has seen its queue.
 
     `breakers` counts the workers by the state of their breaker, `agents` the agents by theirs. `rates` are
     tasks a second, None before any worker was heard twice. `is_paused`: a worker says that it was told to
@@ -60,7 +60,7 @@ class Overview(BaseModel):
 
 
 def overview(peers: Peers, now: float) -> Overview:
-    """What is to be seen at `now`, on the clock that the peers were heard by."""
+    """The overview at `now`, in seconds on the clock that the peers were heard by."""
     heard = peers.heard(now)
     counted = {peer.worker_id for peer in heard}
     having = _by_agent_type(heard)
@@ -113,7 +113,7 @@ def _rates_by_agent_type(heard: Iterable[Peer]) -> defaultdict[str, list[dict[st
 
 
 def _agent_type(name: str, having: Sequence[Peer], rates: Iterable[Mapping[str, float]]) -> AgentTypeLine:
-    # Every worker looks at the same queue: whoever looked last knows best.
+    # Every worker looks at the same queue, so the latest look counts.
     seen = [(peer.heard_at, peer.report.waiting[name]) for peer in having if name in peer.report.waiting]
     agents = Counter[str]()
     for peer in having:
@@ -130,7 +130,7 @@ def _agent_type(name: str, having: Sequence[Peer], rates: Iterable[Mapping[str, 
 
 
 def _sum(rates: Iterable[Mapping[str, float]]) -> dict[str, float] | None:
-    """The rates of several workers together; None for those of nobody."""
+    """The sum of the rates of several workers; None if there are none."""
     known = list(rates)
     if not known:
         return None

@@ -1,4 +1,4 @@
-"""What no worker has to tell, because it can be looked at: queues on the broker, and the store."""
+"""Snapshot of queue depths and store statistics."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a fleet has counted, added up over workers that come, go and are killed. No I/O in here.
+"""Fleet totals: monotonic counters, summed over workers that come, go and are killed. No I/O.
 
-Each worker's tally only grows. So what is kept of it is the largest value that was heard of each number, and
-what it grew by is added to the fleet's: events may come twice, late or in any order, and nothing ever goes
-down. Of a worker that was killed, what its last heartbeat said counts, and what the store has of it.
+Each worker's tally only grows. So this module keeps the largest value heard of each number, and adds each
+increase to the fleet's counter. Events may come twice, late or in any order, and no counter ever goes down. A
+killed worker counts with its last heartbeat, and with the ends that the store has of it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class FleetTotals:
     """The fleet's counts since `since`: those of every worker, alive or not.
 
     A worker that was at work before has its first tally that is heard taken off, unless its `started` was
-    heard: what it did before was counted, if at all, by somebody before us. The same holds for one that was
-    forgotten, or it would be counted twice.
+    heard: its earlier work belongs to an earlier object. The same holds for a worker that was forgotten, or
+    its work would be counted twice.
 
     `refusals` counts tallies that do not fit.
     """
@@ -59,19 +59,19 @@ class FleetTotals:
 
     @property
     def agent_types(self) -> set[str]:
-        """Those that anything was counted of."""
+        """Agent types with at least one count."""
         return set(self._agent_types)
 
     def count(self, agent_type: str, name: str) -> float:
-        """How often this happened, by the names of a worker's totals."""
+        """The fleet's count of this name in the workers' totals."""
         return self.numbers.get(("count", agent_type, name), 0)
 
     def reconnects(self, connection: str) -> float:
-        """How often connections of this name were opened again."""
+        """The number of reconnects of connections with this name."""
         return self.numbers.get(("reconnects", connection), 0)
 
     def refused(self, what: str) -> float:
-        """How many messages of this kind workers have refused."""
+        """The number of messages of this kind that workers have refused."""
         return self.numbers.get(("refused", what), 0)
 
     def buckets(self, which: Timed, agent_type: str = "") -> tuple[dict[str, float], float]:

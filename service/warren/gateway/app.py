@@ -1,4 +1,4 @@
-"""The application: routes, and the walls around them."""
+"""The FastAPI application: routes and middleware."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def create_app(backend: Backend, connections: Callable[[], int], *, is_local: bo
 
 
 def _wrap(app: FastAPI, backend: Backend, connections: Callable[[], int], *, is_local: bool) -> None:
-    """Build the walls; the last one is the outermost."""
+    """Add the middleware; the last one is the outermost."""
     settings = backend.settings
     app.add_middleware(
         Bodies,
@@ -107,7 +107,7 @@ def _wrap(app: FastAPI, backend: Backend, connections: Callable[[], int], *, is_
 
 
 def _describe(app: FastAPI) -> None:
-    """Have the OpenAPI document tell what FastAPI does not know."""
+    """Extend the OpenAPI document by facts that FastAPI does not know."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:

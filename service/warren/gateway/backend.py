@@ -1,4 +1,4 @@
-"""What the routes stand on: the store, the connections to the broker, and the loops between them."""
+"""The routes' backend: the store, the broker connections, and the background loops."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DRAIN: Final = 5.0  # seconds that the relay has at the end for what it is publi
 
 
 class Backend:
-    """An open store and supervised connections. Both may go away and come back; requests are told meanwhile.
+    """An open store and supervised connections. Both may go away and come back; until then requests fail.
 
     The relay runs here too, with the scheduler and the desk, so that what is submitted leaves the store even
     where no worker has this store.
@@ -108,13 +108,13 @@ class Backend:
             try:
                 yield
             finally:
-                if self.broker_state == "up":  # else nothing is under way
+                if self.broker_state == "up":  # else the relay is not publishing
                     await self._remembering.drain(DRAIN)
         await self._consuming.close()
         await self._publishing.close()
 
     async def sight(self) -> Sight:
-        """The queues and the store, seen a second ago at most."""
+        """A snapshot of the queues and the store, a second old at most."""
         async with self._looking:
             if time.monotonic() - self._seen_at > SIGHT:
                 types = self.heard.metrics.agent_types
@@ -123,11 +123,11 @@ class Backend:
             return self._sight
 
     def note(self, caller: Caller, action: str, details: JsonValue = None) -> Note:
-        """Who does what: the store writes it down together with what is done, or does neither."""
+        """The audit note of a request. The store writes it in the same transaction as the action."""
         return Note(caller.key_id, caller.user_id, action, details)
 
     async def store_state(self) -> PartState:
-        """Whether the store answers, or did a second ago: anybody may ask this."""
+        """Whether the store answers. The answer is kept for a second, because any caller may ask."""
         async with self._probing:
             if time.monotonic() - self._probed_at > PROBED:
                 self._state = await self._probe()
@@ -157,7 +157,7 @@ class Backend:
         await self._declare_on(self._publishing)
 
     async def _declare_on(self, connection: Connection) -> None:
-        """What is there without any agent: exchanges, the ageing and the dead queue.
+        """Declare the topology that needs no agent: exchanges, the ageing queue and the dead queue.
 
         Workers declare them too, so that a gateway needs no permission for it once they are there.
         """
@@ -167,4 +167,4 @@ class Backend:
 
 
 def _unheard(_up: bool, _reason: str) -> None:  # noqa: FBT001 - the ledger calls it so
-    """The ledger logs it, and requests find out themselves."""
+    """Ignore the change: the ledger logs it, and requests see the store's state themselves."""

@@ -1,4 +1,4 @@
-"""What the routes share: what they are given, times, and pages."""
+"""Shared parts of the routes: dependencies, times and page cursors."""
 
 from __future__ import annotations
 

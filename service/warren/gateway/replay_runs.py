@@ -1,4 +1,4 @@
-"""Replays that this gateway carries out, in the background."""
+"""Background execution of replays in this gateway."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from warren.support.loops import Loops
 
 log = structlog.get_logger(__name__)
 
-PAUSE: Final = 2.0  # seconds until a replay goes on that the store has let down
+PAUSE: Final = 2.0  # seconds before a replay retries after the store failed
 
 
 class Carrier:
@@ -38,7 +38,7 @@ class Carrier:
         self._loops.start(f"replay {replay.replay_id}", self._carry_out(replay))
 
     def progress(self, replay_id: str) -> Progress | None:
-        """How far a replay is that is carried out here."""
+        """The progress of a replay that this gateway carries out."""
         return self._progress.get(replay_id)
 
     async def _carry_out(self, replay: Replay) -> None:
@@ -54,7 +54,7 @@ class Carrier:
             self._carried.discard(replay_id)
 
     async def _try(self, replay: Replay) -> bool:
-        """Carry it out to its end. False when the store went away meanwhile."""
+        """Carry it out to its end. False if the store went away before that."""
 
         def keep(progress: Progress) -> None:
             self._progress[replay.replay_id] = progress

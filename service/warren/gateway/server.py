@@ -1,4 +1,4 @@
-"""Serving the gateway: a socket, uvicorn, and an end that cuts nothing short."""
+"""The gateway's server: a socket, uvicorn, and a graceful shutdown."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from warren.support.descriptors import raise_limit
 log = structlog.get_logger(__name__)
 
 BACKLOG: Final = 2048  # connections that wait to be accepted
-LOCAL_USER: Final = "default"  # whose tasks are those that do not say
+LOCAL_USER: Final = "default"  # the user of tasks without a `user_id`
 GRACE: Final = 10  # seconds that requests have to end
 
 
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are dealt with by whoever runs this process: a worker may be in it too."""
+        """Handle no signals: the command that runs this process does, and a worker may run in it too."""
         yield
 
 
@@ -45,7 +45,7 @@ class Gateway:
             create_app(backend, self._connections, is_local=is_local),
             log_config=None,
             forwarded_allow_ips=backend.settings.gateway_trusted_proxies,
-            access_log=False,  # addresses may hold what nobody is to read
+            access_log=False,  # addresses may hold secrets
             server_header=False,
             lifespan="on",
             ws="none",
@@ -65,7 +65,7 @@ class Gateway:
 
     @asynccontextmanager
     async def local_key(self) -> AsyncIterator[str]:
-        """A key for whoever started this, for as long as this is entered: its secret is known to nobody.
+        """A temporary key for the user who started this process. Its secret is never shown.
 
         Gives an address that logs a browser in, once, within ten minutes.
         """
@@ -102,7 +102,7 @@ async def opened(
 ) -> AsyncIterator[Gateway]:
     """A gateway at this address, not serving yet. A store that is not there yet is waited for.
 
-    `brings_key`: whoever opens it makes a key at once, so that nobody need be told that there is none.
+    `brings_key`: the caller makes a key at once, so a warning about a missing key is not needed.
 
     Raises StoreUnusable, and ConfigurationError for an address that cannot be had, where others can reach it
     and there is no key, and where the settings name no store.

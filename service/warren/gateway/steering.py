@@ -1,6 +1,6 @@
 """Steering the fleet from the gateway: the store decides at once, the workers are told in the background.
 
-So it works while the broker is away: whoever misses the message finds out from the store.
+So it works while the broker is away: a worker that misses the message reads the store.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every setting, and the addresses that settings name."""
+"""The settings, and the addresses in them."""
 
 from warren.settings.addresses import without_password
 from warren.settings.settings import (

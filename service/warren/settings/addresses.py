@@ -1,7 +1,7 @@
-"""Addresses of brokers and databases: the one parser for them, and the one way to show them.
+"""Parser and formatter of broker and database addresses.
 
-A user and a password end at the last `@`. So a password may hold `/ ? # @` as they are, unless the address
-can then be read in two ways: such an address is refused. Source: RFC 3986.
+A user and a password end at the last `@`. So a password may hold `/ ? # @` unencoded, unless the address is
+then ambiguous: an ambiguous address is refused. Source: RFC 3986.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _EMPTY_HOST: Final = "has an empty host in its list: write host1:5672,host2:5672
 
 @dataclass(frozen=True)
 class Host:
-    """One server. Without a port it is the protocol's."""
+    """One server. Without a port, the protocol's default port is used."""
 
     name: str
     port: int | None = None
@@ -86,7 +86,7 @@ class Address:
 
     @property
     def url(self) -> str:
-        """The address with everything that is special percent-encoded, and with the password."""
+        """The address with special characters percent-encoded, and with the password."""
         user = "" if self.user is None else quote(self.user, safe="")
         password = "" if self.password is None else f":{quote(self.password, safe='')}"
         hosts = ",".join(_written(host) for host in self.hosts)
@@ -95,7 +95,7 @@ class Address:
         return f"{self.scheme}://{user}{password}{'@' if user or password else ''}{hosts}{path}{query}"
 
     def at(self, name: str, port: int) -> Address:
-        """The same at another server."""
+        """The same address at another server."""
         return replace(self, hosts=(Host(name, port),))
 
     def __repr__(self) -> str:
@@ -142,7 +142,7 @@ def postgresql_address(url: str, setting: str = STORE_SETTING) -> Address:
 
 
 def without_password(url: str) -> str:
-    """An address as it may be shown, also one that cannot be read: what may be a password is replaced."""
+    """The address with every part replaced that may be a password. It takes malformed addresses too."""
     scheme, separator, rest = url.partition("://")
     if url.startswith("sqlite:///"):
         return url
@@ -238,7 +238,7 @@ class _Parser:
         return _wrong(self._url, self._setting, why)
 
     def _without_doubt(self, rest: str) -> tuple[str, str, str]:
-        """Login, `@`, and the rest. An `@` behind what looks like hosts can belong to either."""
+        """Login, `@`, and the rest. Refuses an `@` after text that looks like hosts: it is ambiguous."""
         login, at, tail = rest.rpartition("@")
         authority = _split(rest)[0]
         if len(login) > len(authority) and _are_hosts(authority.rpartition("@")[2]):

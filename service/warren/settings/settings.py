@@ -25,9 +25,9 @@ _HARMLESS = frozenset({"PATH", "HOME", "LANG", "TMPDIR", "TZ"})
 
 
 class Settings(BaseSettings):
-    """What a worker, a client and the command line can be told. Times are in seconds.
+    """The settings of workers, clients, gateways and the command line. Times are in seconds.
 
-    Raises `pydantic.ValidationError`, naming the setting and the value, when one makes no sense.
+    Raises `pydantic.ValidationError`, naming the setting and the value, if a value is invalid.
     """
 
     model_config = SettingsConfigDict(
@@ -206,7 +206,7 @@ class Settings(BaseSettings):
 
 
 class DemoSettings(BaseSettings):
-    """What `make demo` tells its workers, in `WARREN_DEMO_` variables."""
+    """Settings that `make demo` passes to its workers, in `WARREN_DEMO_` variables."""
 
     model_config = SettingsConfigDict(env_prefix="WARREN_DEMO_", extra="ignore", frozen=True)
 
@@ -214,20 +214,20 @@ class DemoSettings(BaseSettings):
 
 
 def inherited_environment() -> dict[str, str]:
-    """The environment of this process, for one that it starts."""
+    """The environment of this process, for a process that it starts."""
     return dict(os.environ)
 
 
 def environment_of_a_command() -> dict[str, str]:
-    """What a program that runs tasks gets of the environment: where things are, and the language.
+    """The environment variables that a command agent inherits: paths and the language.
 
-    Not the rest of it, which holds passwords: the broker's, the store's, those of other agents.
+    The others stay out: they hold passwords of the broker, the store and other agents.
     """
     return {name: value for name, value in os.environ.items() if name in _HARMLESS or name.startswith("LC_")}
 
 
 def variable(name: str) -> str | None:
-    """A variable of the environment that somebody named, for example in an agents.toml."""
+    """An environment variable by its name, for example one named in an agents.toml."""
     return os.environ.get(name)
 
 

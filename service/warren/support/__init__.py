@@ -1,1 +1,1 @@
-"""Tools that know nothing of tasks: loops, threads, times, logs."""
+"""Support tools without any knowledge of tasks: loops, threads, times, logs."""

@@ -1,4 +1,4 @@
-"""Cron expressions: when something recurs. Times are seconds since the epoch, and fields are read in UTC.
+"""Cron expressions and their ticks. Times are seconds since the epoch, and fields are read in UTC.
 
 Ticks fall on whole seconds, and every machine computes the same ones.
 """
@@ -15,9 +15,9 @@ from warren.errors import ConfigurationError
 
 EXAMPLE: Final = "*/5 * * * *"
 LENGTH: Final = 255  # characters, as wide as the store's column
-# The same moment for every check, so that an expression is not right today and wrong tomorrow.
+# Every check uses this moment, so that the verdict on an expression does not depend on the date.
 REFERENCE: Final = 946_684_800.0  # 2000-01-01
-# croniter draws lots for `R` and hashes for `H`: two machines would not agree on the ticks.
+# croniter picks random values for `R` and hashes for `H`: two machines would compute different ticks.
 _LOTS: Final = re.compile(r"(?:^|[\s,])[hr]")
 
 

@@ -1,4 +1,4 @@
-"""File descriptors: as many as the system allows, and how many of them streams may take."""
+"""Limits of file descriptors: the process's own, and the share that streams may use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ UNLIMITED: Final = 65_536  # taken where the system names no limit
 
 
 def raise_limit() -> int:
-    """Raise this process's soft limit of descriptors to the hard one, and give what it is then.
+    """Raise this process's soft limit of descriptors to the hard one, and return the new limit.
 
     Shells start programs with 1024 of them (RLIMIT_NOFILE, getrlimit(2)).
     """

@@ -1,7 +1,7 @@
-"""What an agent raised: what it means, and what is kept of it.
+"""Failure records: the meaning of an exception that an agent raised, and the text that is kept of it.
 
-It is enough to understand a dead letter, and to group it with its like. An exception may do anything when it
-is asked for its text or its parts; nothing here raises.
+A record is enough to understand a dead letter and to group it with similar ones. An exception may raise when
+its text or its parts are read; the functions here do not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _HOME = str(Path(__file__).parents[1])  # the package's folder: its frames are n
 
 
 class AgentRaised(Exception):
-    """Carries what an agent raised, so that its CancelledError, for one, is not taken for the worker's."""
+    """Wraps an exception of an agent, so that the agent's CancelledError is not taken for the worker's."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -42,10 +42,10 @@ class AgentRaised(Exception):
 
 
 def meaning_of(error: BaseException) -> BaseException:
-    """The exception that decides: of an exception group one of those that it holds, however deep.
+    """The exception that decides the outcome: in an exception group one of its members, at any depth.
 
-    A FenceLost decides before all others: the task is not this run's any more. Then a Reject, then the
-    RetryAfter with the longest wait, whatever else is in the group. Otherwise it is the group itself.
+    A FenceLost decides before all others: this run no longer owns the task. Next comes a Reject, then the
+    RetryAfter with the longest wait. Without any of these the group itself decides.
     """
     if not isinstance(error, BaseExceptionGroup):
         return error
@@ -58,12 +58,12 @@ def meaning_of(error: BaseException) -> BaseException:
 
 
 def says_nothing_of_the_agent(error: BaseException) -> bool:
-    """Whether it is about the task alone: no failure of the agent."""
+    """Whether the exception concerns only the task, and is no failure of the agent."""
     return isinstance(meaning_of(error), Reject | RetryAfter | CallerTimeout | FenceLost)
 
 
 def is_only(error: BaseException, *kinds: type[BaseException]) -> bool:
-    """Whether the exception, and each one that it holds as a group, is of these kinds."""
+    """Whether the exception, or each member of the group, is of these kinds."""
     return all(isinstance(part, kinds) for part in _parts(error))
 
 
@@ -73,7 +73,7 @@ def _parts(error: BaseException) -> Iterator[BaseException]:
     while waiting:
         part = waiting.pop()
         if isinstance(part, BaseExceptionGroup):
-            # The tuple itself: a subclass may have an `exceptions` of its own.
+            # Read the tuple of the base class: a subclass may override `exceptions`.
             waiting.extend(reversed(BaseExceptionGroup.exceptions.__get__(part)))
         else:
             yield part
@@ -90,7 +90,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Describe an exception, even one that raises when it is asked."""
+        """Describe an exception, even one that raises when its text is read."""
         name = _name_of(error)
         return cls(
             error_type=name,
@@ -106,7 +106,7 @@ class Failure:
 
 
 def message_of(error: BaseException) -> str:
-    """`str(error)`, or what can be said when that raises."""
+    """`str(error)`, or a replacement if that raises."""
     try:
         return str.__str__(str(error) or repr(error))  # a subclass of str may do anything, too
     except BaseException as broken:  # noqa: BLE001 - it is the agent's exception: it may do anything
@@ -114,7 +114,7 @@ def message_of(error: BaseException) -> str:
 
 
 def _name_of(error: BaseException) -> str:
-    # The name itself: a metaclass may have a `__name__` of its own.
+    # Read the name from `type`: a metaclass may override `__name__`.
     name: str = type.__dict__["__name__"].__get__(type(error))
     return _clip(name, NAME_BYTES)
 
@@ -134,10 +134,10 @@ def _traceback_of(error: BaseException) -> str:
 
 
 def what_does_not_fit(error: ValidationError) -> str:
-    """What pydantic found, as `field: problem (got value)`, one after the other.
+    """The errors of pydantic, as a list of `field: problem (got value)`.
 
-    Pydantic makes objects of all errors at once: a million of them would take seconds, so those are counted
-    only. Values are told where there are few, and no model hides them.
+    Pydantic makes objects of all errors at once, which takes seconds for a million. So many errors are only
+    counted. Values are shown if the errors are few and no model hides them.
     """
     count = error.error_count()
     if count > DESCRIBED:
@@ -154,7 +154,7 @@ def _problem(detail: ErrorDetails, *, shows: bool) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value, or its beginning; never the text of all that is in it."""
+    """The `repr` of a value, or its beginning. It never builds the text of a whole large value."""
     if isinstance(value, str | bytes):
         return _clip(repr(value[:INPUT_BYTES]), INPUT_BYTES)
     if isinstance(value, dict | list) and len(value) > _REPR.maxdict:
@@ -178,7 +178,7 @@ def _fingerprint(error_type: str, trace: TracebackType | None) -> str:
 
 def _clip(text: str, limit: int, *, keep_end: bool = False) -> str:
     """At most `limit` bytes of UTF-8, from the beginning or the end."""
-    # A character is at least a byte: what is cut off here need not be encoded.
+    # A character takes at least a byte, so cut the text before it is encoded.
     part = text if len(text) <= limit else text[-limit - 1 :] if keep_end else text[: limit + 1]
     raw = part.encode("utf-8", "backslashreplace")
     if len(raw) <= limit:

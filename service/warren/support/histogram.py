@@ -1,4 +1,4 @@
-"""How long things take, counted into fixed buckets. Plain integers: a task pays a microsecond for it."""
+"""Histograms of durations with fixed buckets. They are plain integers and cost a task about a microsecond."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Histogram:
     sum: float = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Count one. What two clocks make negative counts as nothing."""
+        """Count one observation. A negative one, caused by two clocks that differ, counts as 0."""
         if seconds < 0:
             seconds = 0.0
         self.counts[bisect_left(BOUNDS, seconds)] += 1
@@ -46,8 +46,8 @@ class Histogram:
 class Times:
     """The times of one agent type in one worker.
 
-    `run` is one attempt, from the agent's call to its end, whatever that is. `wait` is how long a task stood
-    ready before its first attempt; those that do not say when they were made are left out.
+    `run` is the time of one attempt, from the agent's call to its end, successful or not. `wait` is how long
+    a task was ready before its first attempt; tasks without a creation time are left out.
     """
 
     run: Histogram = field(default_factory=Histogram)
@@ -55,9 +55,9 @@ class Times:
 
 
 def label_for(bound: str) -> str:
-    """The bucket of ours that holds everything of a bucket with this upper bound.
+    """The label of our smallest bucket that contains the bucket with this upper bound.
 
-    Another version of Warren may count into others. Raises ValueError for what is no bound.
+    Another version of Warren may use other bounds. Raises ValueError if the text is no bound.
     """
     return bound if bound in LABELS else LABELS[bisect_left(BOUNDS, float(bound))]
 
@@ -71,8 +71,8 @@ def cumulative(buckets: Mapping[str, float]) -> list[tuple[str, float]]:
 def quantile(part: float, buckets: Mapping[str, float]) -> float | None:
     """Estimate the seconds below which this part (0.5: half) of the observations lies; None without any.
 
-    Evenly spread within its bucket, as `histogram_quantile` of Prometheus assumes; what lies above the last
-    bound is told as that bound.
+    It assumes an even spread within a bucket, as `histogram_quantile` of Prometheus does. A quantile above
+    the last bound is returned as that bound.
     """
     counts: Sequence[float] = [count for _, count in cumulative(buckets)]
     rank = part * counts[-1]

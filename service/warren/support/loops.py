@@ -1,4 +1,4 @@
-"""Background loops: named, started in one place, and loud when one of them fails."""
+"""Supervised background loops: named, started in one place, and loud when one fails."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ log = structlog.get_logger(__name__)
 
 
 def cancellations() -> int:
-    """How often the running task was told to end. To be asked before a call, for `is_cancelled`."""
+    """How often the running task was told to end. Read it before a call, and pass it to `is_cancelled`."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
 
 
 def is_cancelled(since: int) -> bool:
-    """Whether the running task was told to end since `cancellations()` was so many.
+    """Whether the running task was told to end since `cancellations()` returned this count.
 
-    A channel that closes can throw a CancelledError too: that is no cancellation. Nor is one that was counted
-    before: code that caught it need not have taken it back.
+    A CancelledError from a channel that closes is no cancellation. Neither is one that was counted before:
+    the code that caught it may not have called `uncancel`.
     """
     return cancellations() > since
 
 
 def forget_cancellations() -> None:
-    """The running task has dealt with every cancellation so far."""
+    """Uncount all cancellations of the running task, because it has dealt with them."""
     task = asyncio.current_task()
     while task is not None and task.cancelling():
         task.uncancel()
@@ -102,7 +102,7 @@ class Loops:
 
 
 def _error_of(loop: asyncio.Task[None]) -> BaseException | None:
-    """What a loop failed with. Ended by a CancelledError that nothing asked for, it has failed, too."""
+    """The error that a loop failed with. A CancelledError without a request is a failure too."""
     if not loop.cancelled():
         return loop.exception()
     if loop.cancelling():

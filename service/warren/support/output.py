@@ -1,6 +1,6 @@
-"""Logs and standard streams that may fail or hang: a full disk, a pipe without a reader or with a stuck one.
+"""Logs and standard streams that survive failure: a full disk, a pipe without a reader or with a stuck one.
 
-What is written there informs. Nothing else depends on it, so a task never fails because of it.
+Output only informs. So a task never fails because output failed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import structlog
 
 from warren.support.failure import Failure, message_of
 
-# A write to a closed file raises ValueError, one within a write that a signal interrupted RuntimeError.
+# A write to a closed file raises ValueError. A write inside an interrupted write raises RuntimeError.
 FAILURES: Final = (OSError, ValueError, RuntimeError)
 
 
@@ -30,7 +30,7 @@ LAST: Final = 1.0  # seconds that these have at the end of the process
 
 
 class Behind:
-    """A thread that does, in order, what it is given; it refuses more while `WAITING` wait.
+    """A thread that runs queued calls in order. It refuses new ones while `WAITING` calls are queued.
 
     A write to a pipe whose reader hangs holds up this thread, and nothing else.
     """
@@ -41,7 +41,7 @@ class Behind:
         atexit.register(self.drain, LAST)
 
     def put(self, act: Callable[[], object]) -> bool:
-        """Have something done soon, which must not raise. False: it will not be done."""
+        """Queue a call, which must not raise. False: the queue is full, and the call will not be made."""
         try:
             self._waiting.put_nowait(act)
         except Full:
@@ -49,7 +49,7 @@ class Behind:
         return True
 
     def drain(self, seconds: float) -> bool:
-        """Wait until all that was given is done. False: it was not, within these seconds."""
+        """Wait until all queued calls are done. False: they were not done within these seconds."""
         done = threading.Event()
         return self.put(done.set) and done.wait(seconds)
 
@@ -66,7 +66,7 @@ class _Writable(Protocol):
 class _Bare:
     """Writes to the descriptor of a stream.
 
-    Without the lock of the stream: Python waits for that at its end, and aborts if a stuck thread holds it.
+    It does not use the stream's lock: Python waits for it at exit, and aborts if a stuck thread has it.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -83,7 +83,7 @@ class _Bare:
 
 
 def bare(stream: TextIO) -> _Writable:
-    """What writes to the descriptor of a stream, or the stream itself where it has none."""
+    """A writer to the stream's descriptor, or the stream itself if it has no descriptor."""
     try:
         stream.flush()
         return _Bare(stream)
@@ -119,9 +119,9 @@ class Forgiving:
 
 
 def forgive(**behind: Behind) -> None:
-    """From now on, `print` and whatever else writes to these standard streams can neither fail nor wait.
+    """Make writes to the standard streams, by `print` or any other code, neither fail nor wait from now on.
 
-    For processes that run for long. A command that prints its answer has to fail when nobody can read it.
+    Only long-running processes use this. A command that prints its answer must fail if its reader is gone.
     """
     for name, thread in behind.items():
         stream = getattr(sys, name)
@@ -130,7 +130,7 @@ def forgive(**behind: Behind) -> None:
 
 
 def standard(stream: TextIO | None) -> TextIO:
-    """The standard stream; nowhere for one that was closed before this process began."""
+    """The standard stream, or the null device if it was closed before this process began."""
     return _nowhere() if stream is None else stream
 
 
@@ -164,7 +164,7 @@ class LogLines:
             structlog.wrap_logger(self).warning("log.incomplete", lost=lost, hint=hint)  # straight to here
 
     def lose(self) -> None:
-        """A line is not written."""
+        """Count a line that is not written."""
         with self._lock:
             self._lost += 1
 
@@ -186,7 +186,7 @@ class LinesBehind:
 
 
 def unfailing(renderer: structlog.types.Processor) -> structlog.types.Processor:
-    """A renderer that renders whatever it is given: values and exceptions may raise when they are shown."""
+    """A renderer that never raises, although values and exceptions may raise when they are shown."""
 
     def render(logger: Any, method: str, event: structlog.types.EventDict) -> Any:
         given = dict(event)
@@ -194,14 +194,14 @@ def unfailing(renderer: structlog.types.Processor) -> structlog.types.Processor:
             given["exc_info"] = sys.exc_info()[1]
         try:
             return renderer(logger, method, event)
-        except BaseException as error:  # noqa: BLE001 - it is what an agent logs: it may do anything
+        except BaseException as error:  # noqa: BLE001 - an agent logs the value: it may raise anything
             return _bare(given, error)
 
     return render
 
 
 def _bare(event: dict[str, Any], error: BaseException) -> str:
-    """What can be said of an event that cannot be rendered: what is plain in it, and why."""
+    """A replacement for an event that cannot be rendered: its plain values, and the error."""
     plain = {name: value for name, value in event.items() if type(value) in {str, int, float, bool}}
     if isinstance(raised := event.get("exc_info"), BaseException):
         plain["exception"] = Failure.of(raised).traceback

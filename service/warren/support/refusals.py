@@ -1,4 +1,4 @@
-"""Messages that are refused: counted, and logged now and then. A flood of them must not fill the log."""
+"""Counter and rate-limited log of refused messages: a flood of them must not fill the log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Refusals:
         self._telling = Rarely()
 
     def note(self, reason: str, **details: str | None) -> None:
-        """Count one. The first is logged, then one after one, two, four … minutes at most."""
+        """Count a refusal. It logs the first one, and later ones after one, two, four … minutes at most."""
         self.count += 1
         if self._telling.is_time(time.monotonic()):
             log.warning(self._event, error=reason[:TOLD], refused=self.count, **details)

@@ -1,4 +1,4 @@
-"""Stall detector: whether this process stood still, stopped, suspended or with a blocked event loop."""
+"""Stall detector: notices that this process was stopped, suspended, or had a blocked event loop."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import structlog
 log = structlog.get_logger(__name__)
 
 INTERVAL: Final = 0.5  # seconds between two ticks
-# Seconds after a stall in which deliveries may be old: they lay in the buffers of this process and of the
-# kernel, while the broker gave their messages to others. A worker reads its buffers in far less, or has
-# noticed by then that its connection is gone.
+# Seconds after a stall in which deliveries may be old. They were in the buffers of this process and of the
+# kernel while the broker gave their messages to other workers. A worker reads its buffers in far less time,
+# or has noticed by then that its connection is gone.
 AFTERMATH: Final = 30.0
 
 
@@ -33,7 +33,7 @@ _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 class Pulse:
     """The pulse of one process. It stood still when it did not tick for longer than `limit` seconds.
 
-    Every question is a tick, too: after a stall, whatever asks first finds it.
+    Every query is a tick too, so the first query after a stall notices the stall.
     """
 
     def __init__(self, limit: float, clock: Callable[[], float] = boot_time) -> None:
@@ -50,13 +50,13 @@ class Pulse:
 
     @property
     def stalls(self) -> int:
-        """How often the process stood still so far."""
+        """The number of stalls so far."""
         self._tick()
         return self._stalls
 
     @property
     def is_suspicious(self) -> bool:
-        """Whether what arrives now may have arrived before a stall."""
+        """Whether a delivery that is read now may have arrived before a stall."""
         return self._tick() < self._suspicious_until
 
     def _tick(self) -> float:

@@ -1,4 +1,4 @@
-"""Text of others as a terminal may get it: nothing in it moves the cursor, colours, hides or reorders."""
+"""Sanitizer of untrusted text for terminals: it cannot move the cursor, colour, hide or reorder text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def clean_traceback(file: TextIO, exc_info: Any) -> None:
 
 
 class CleanFormatter(logging.Formatter):
-    """For what the standard library logs, tracebacks included."""
+    """A formatter for records of the standard library's logging, tracebacks included."""
 
     def format(self, record: logging.LogRecord) -> str:
         return clean(super().format(record))

@@ -1,4 +1,4 @@
-"""Blocking functions, beside the event loop."""
+"""Threads for blocking functions, one for each call."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ _LAST: Final = LATEST.timestamp()
 
 
 def bounded(seconds: object) -> float:
-    """The time, or the end of the calendar that it is beyond. The epoch for what is no time."""
+    """The time, limited to the calendar's range. A value that is no time becomes the epoch."""
     try:
         at = float(seconds)  # type: ignore[arg-type]
     except OverflowError:
@@ -24,10 +24,10 @@ def bounded(seconds: object) -> float:
 
 
 def moment(seconds: object) -> datetime:
-    """The same as a datetime in UTC."""
+    """The bounded time as a datetime in UTC."""
     return datetime.fromtimestamp(bounded(seconds), UTC)
 
 
 def moment_or_none(seconds: object) -> datetime | None:
-    """The same where there may be none."""
+    """Like `moment`, but None stays None."""
     return None if seconds is None else moment(seconds)

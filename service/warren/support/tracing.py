@@ -1,4 +1,4 @@
-"""Traces of tasks with OpenTelemetry, where the setting `traces` asks for them (extra `otel`).
+"""OpenTelemetry traces of tasks, if the setting `traces` enables them (extra `otel`).
 
 A task's producer span is the parent of every run of it, whichever worker runs it and however long it waited
 in between, because `traceparent` (https://www.w3.org/TR/trace-context/) travels with its message: producer,
@@ -42,9 +42,9 @@ def carried_context(headers: Mapping[str, Any]) -> dict[str, str]:
 
 
 def export(settings: Settings) -> None:
-    """Have this process send its spans away by OTLP over HTTP, unless it has a tracer provider already.
+    """Make this process export its spans by OTLP over HTTP, unless it has a tracer provider already.
 
-    For the processes that Warren itself starts; a library leaves that to its application. Does nothing
+    Only processes that Warren itself starts call this; a library leaves it to its application. Does nothing
     unless traces are asked for. Raises ConfigurationError without the extra `otel`.
     """
     if not settings.traces:
@@ -96,7 +96,7 @@ class Tracing:
     ) -> Iterator[dict[str, str]]:
         """A producer span; gives the headers that hand it on.
 
-        Its parent is what `headers` carry, if anything; without `headers` it is in whatever trace there is.
+        Its parent is the trace context in `headers`, if any; without `headers` it is the current span.
         """
         destination = f"{self._exchange}:{agent_type}"
         kind, parent = self._trace.SpanKind.PRODUCER, None if headers is None else self._parent(headers)
@@ -119,7 +119,7 @@ class Tracing:
         with self._tracer.start_as_current_span(
             "attempt",
             attributes={"warren.attempt": number},
-            # Both ask the exception for its text, and an agent's may raise then.
+            # Both read the exception's text, and an exception of an agent may raise then.
             record_exception=False,
             set_status_on_exception=False,
         ) as span:
@@ -143,7 +143,7 @@ class Tracing:
         )
 
     def settled(self, outcome: str, attempts: int, error: str | None) -> None:
-        """Note on the consumer span what became of the run; `error` is that of a dead task."""
+        """Record the outcome of the run on the consumer span; `error` is the error of a dead task."""
         span = self._trace.get_current_span()
         span.set_attribute("warren.outcome", outcome)
         span.set_attribute("warren.attempts", attempts)
@@ -152,13 +152,13 @@ class Tracing:
             span.set_status(self._trace.StatusCode.ERROR)
 
     def here(self) -> dict[str, str]:
-        """The headers that hand on the current span; none where there is no trace."""
+        """The headers that pass on the current span; empty if there is no trace."""
         headers: dict[str, str] = {}
         self._propagator.inject(headers)
         return headers
 
     def _parent(self, headers: Mapping[str, Any]) -> TraceContext:
-        """The context that headers carry: an empty one where they carry none that makes sense."""
+        """The trace context in the headers, or an empty context if they carry no valid one."""
         return self._propagator.extract(carried_context(headers))
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Tools to test an application on Warren against faults."""
+"""Fault-injection tools for testing an application on Warren."""
 
 from warren.testing.proxy import TcpProxy
 

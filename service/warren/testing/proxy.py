@@ -1,4 +1,4 @@
-"""Tools to test an application on Warren against faults: a TCP proxy that breaks connections on demand."""
+"""A TCP proxy that breaks connections on demand, for testing an application on Warren against faults."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ class TcpProxy:
         self._answering.clear()
 
     def resume(self) -> None:
-        """Pass on again, beginning with what was held up."""
+        """Forward again, beginning with the bytes that were held back."""
         self._flowing.set()
         self._answering.set()
 
     def refuse(self) -> None:
-        """From now on, reset new connections as soon as they come in; those that are there stay."""
+        """From now on, reset each new connection at once; existing connections stay."""
         self._refusing = _reset
 
     def close_at_once(self) -> None:
@@ -149,7 +149,7 @@ class TcpProxy:
             for direction in directions:
                 direction.cancel()
             for writer in (near, far):
-                writer.close()  # what was written before still leaves
+                writer.close()  # bytes written before are still sent
             await asyncio.gather(*directions, return_exceptions=True)
 
     async def _pass_on(

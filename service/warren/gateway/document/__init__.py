@@ -1,1 +1,1 @@
-"""The OpenAPI document, and the one page."""
+"""The OpenAPI document, and the HTML page for browsers."""

@@ -1,4 +1,4 @@
-"""What goes in and out, as it looks in a running fleet: the examples of the OpenAPI document, by model."""
+"""Examples of the OpenAPI document, by model, as a running fleet would give them."""
 
 from __future__ import annotations
 

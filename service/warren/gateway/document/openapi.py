@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI reads from the routes, and what only we know of them."""
+"""The OpenAPI document: FastAPI's own, extended by roles, examples and problems."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OURS: Final = "#/components/schemas/"
 
 
 def complete(document: dict[str, Any]) -> None:
-    """Say who may do what, give examples, and leave out FastAPI's own errors, which are problems here."""
+    """Add roles and examples, and replace FastAPI's own errors by problems."""
     components = document["components"]
     components["securitySchemes"] = dict(SCHEMES)
     schemas = components["schemas"]
@@ -56,7 +56,7 @@ def _security(method: str, path: str) -> list[dict[str, list[str]]]:
 
 
 def _contents(operation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What JSON goes in, and comes out; problems have their own examples."""
+    """The JSON contents of requests and answers. Problems have their own examples."""
     for message in (operation.get("requestBody", {}), *operation["responses"].values()):
         content = message.get("content", {}).get("application/json")
         if content is not None:

@@ -1,4 +1,4 @@
-"""The page that a login link leads to: for a person, in a browser, without script or style."""
+"""The HTML page that a login link leads to. It has no script and no style."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Server-sent events: what happens to a task, as it happens."""
+"""Server-sent events about tasks, live."""

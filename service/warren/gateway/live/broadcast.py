@@ -1,4 +1,4 @@
-"""What the gateway hears of the fleet: one subscription for everybody who listens here."""
+"""Broadcast of the fleet's events: one subscription serves all listeners of this gateway."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ ALARMS: Final = 100  # openings of breakers that a replay has before it
 LOOK: Final = 0.5  # seconds between two looks for tasks that have ended
 SHORTEST: Final = 0.1  # … and if an event says that one has
 CHUNK: Final = 500  # tasks, keys or sessions that one look asks for at once
-GUARD: Final = 2.0  # seconds between two looks whether those who listen still may, and for lost workers
+GUARD: Final = 2.0  # seconds between checks that listeners' keys are valid, and for lost workers
 ENDED: Final = frozenset({"succeeded", "dead", "cancelled"})
 
 log = structlog.get_logger(__name__)
 
 
 class Heard:
-    """The fleet's events, taken in once: workers, breakers that open, and tasks that are listened to."""
+    """Reads the fleet's events once: workers, breakers that open, and tasks with listeners."""
 
     def __init__(self, connection: Connection, archive: Archive, keys: Keys, settings: Settings) -> None:
         self.metrics = Metrics(settings)
         self._archive, self._keys = archive, keys
-        # Never more than there are descriptors for, and never all of them for one user.
+        # At most as many listeners as there are descriptors for streams, and never all of them for one user.
         room = room_for_streams()
         self._most = min(settings.gateway_listeners, room)
         self._most_of_one = min(settings.gateway_listeners_per_user, max(1, room // 2))
@@ -67,16 +67,16 @@ class Heard:
         )
 
     def now(self) -> float:
-        """The clock that workers are heard by."""
+        """The time in seconds, on the clock for the workers' silence."""
         return asyncio.get_running_loop().time()
 
     def overview(self) -> Overview:
-        """The fleet, as it is heard."""
+        """The overview of the fleet from its events."""
         return overview(self.metrics.peers, self.now())
 
     @property
     def listening(self) -> int:
-        """How many listen to a task now."""
+        """The number of listeners to tasks."""
         return self._listening.total()
 
     @contextmanager
@@ -108,7 +108,7 @@ class Heard:
             raise later(429, told, kind="too-many-streams", limit=self._most_of_one)
 
     async def breakers(self) -> AsyncIterator[Event]:
-        """Breakers that open, from the first step on."""
+        """Events of breakers that open, from the first iteration on."""
         alarms: asyncio.Queue[Event] = asyncio.Queue(ALARMS)
         self._alarms.add(alarms)
         try:
@@ -118,7 +118,7 @@ class Heard:
             self._alarms.discard(alarms)
 
     def close(self) -> None:
-        """Let every listener go."""
+        """End all listeners."""
         for listeners in self._listeners.values():
             for listener in listeners:
                 listener.end()
@@ -148,7 +148,7 @@ class Heard:
             return True
 
     async def watch(self) -> None:
-        """See which tasks have ended, for ever: the store knows, events may be missed or not be published."""
+        """Read from the store which tasks have ended, for ever: events may be missed or not be published."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK):
@@ -159,14 +159,14 @@ class Heard:
             await asyncio.sleep(SHORTEST)
 
     async def guard(self) -> None:
-        """End the streams of keys that are valid no more and of sessions that are over, for ever."""
+        """End the streams of keys that are no longer valid and of sessions that are over, for ever."""
         while True:
             await asyncio.sleep(GUARD)
             with suppress(StoreUnavailable):
                 await self._end_those_locked_out()
 
     async def count_the_lost(self) -> None:
-        """See what lost workers ended after they were heard last, for ever."""
+        """Count the tasks that lost workers ended after their last heartbeat, for ever."""
         while True:
             await asyncio.sleep(GUARD)
             with suppress(StoreUnavailable):
@@ -218,7 +218,7 @@ class Heard:
         if not listeners:
             return
         if event.state in ENDED:
-            self._look.set()  # the store says how it has ended
+            self._look.set()  # the store has the outcome
             return
         told = happened(event)  # once, however many listen
         for listener in listeners:
@@ -234,7 +234,7 @@ def _may_listen(caller: Caller, valid: set[str], live: set[str]) -> bool:
 
 
 async def _those(ask: Callable[[Sequence[str]], Awaitable[set[str]]], names: Iterable[str]) -> set[str]:
-    """Which of these names the store answers for, asked in chunks."""
+    """The subset of these names that the store returns, queried in chunks."""
     asked, found = sorted(names), set[str]()
     for start in range(0, len(asked), CHUNK):
         found |= await ask(asked[start : start + CHUNK])

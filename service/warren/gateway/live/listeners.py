@@ -1,7 +1,7 @@
-"""Those who listen to one task each, and their turns.
+"""Listeners to one task each, and the turns in which they are woken.
 
-A listener that is slow keeps the newest events of its task, and its outcome: neither it nor ten thousand like
-it take more memory the longer they wait.
+A slow listener keeps only the newest events of its task and the outcome. So the memory for slow listeners
+does not grow with time.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from warren.gateway.middleware.authentication import Caller
 from warren.store.task_records import TaskRecord
 
 KEPT: Final = 32  # events that a slow listener has before it; the oldest give way
-AT_ONCE: Final = 16  # listeners that are sent to in one turn of the event loop
+AT_ONCE: Final = 16  # listeners woken in one turn of the event loop
 
 
 class Listener:
-    """Somebody who wants to know what happens to one task, and whose key allows it."""
+    """An authorised reader of one task's events."""
 
     def __init__(self, task_id: UUID, caller: Caller) -> None:
         self.task_id, self.caller = task_id, caller
@@ -31,19 +31,19 @@ class Listener:
         self.ended: TaskRecord | None = None
 
     def tell(self, event: bytes) -> None:
-        """Something has happened, as it is sent. It is sent after `wake`."""
+        """Queue an encoded event. It is sent after `wake`."""
         self._events.append(event)
 
     def end(self, record: TaskRecord | None = None) -> None:
-        """The task has ended so, or (without a record) the gateway, the key or the session has."""
+        """End the stream with the task's outcome, or without one: the gateway, key or session has ended."""
         self._is_over, self.ended = True, record
 
     def wake(self) -> None:
-        """Let what was told go out."""
+        """Send the queued events."""
         self._wake.set()
 
     async def heard(self) -> AsyncIterator[bytes]:
-        """What happens, some events at a time, until it is over."""
+        """The queued events in batches, until the end of the stream."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -56,22 +56,22 @@ class Listener:
 
 
 class Turns:
-    """Wakes those who were told something, a few in each turn of the event loop.
+    """Wakes listeners with queued events, a few in each turn of the event loop.
 
-    All at once, ten thousand would hold up every other request for as long as it takes to send to them.
+    If ten thousand were woken at once, every other request would wait until all of them had been served.
     """
 
     def __init__(self) -> None:
-        self._due: dict[Listener, None] = {}  # in the order in which they were told
+        self._due: dict[Listener, None] = {}  # in the order of their first queued event
         self._some = asyncio.Event()
 
     def wake_soon(self, listeners: Iterable[Listener]) -> None:
-        """They were told something. Who waits for a turn already keeps it."""
+        """Give these listeners a turn. A listener that already waits keeps its place."""
         self._due.update(dict.fromkeys(listeners))
         self._some.set()
 
     def forget(self, listener: Listener) -> None:
-        """It does not listen any more."""
+        """Remove a listener."""
         self._due.pop(listener, None)
 
     async def run(self) -> None:

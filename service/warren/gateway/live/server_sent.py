@@ -1,4 +1,4 @@
-"""Server-sent events as they stand on the wire (WHATWG HTML, 9.2)."""
+"""Encoding of server-sent events (WHATWG HTML, 9.2)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ SEPARATOR: Final = "\n"  # between lines
 
 
 def status(record: TaskRecord) -> bytes:
-    """How things stand, at the beginning of a stream."""
+    """The task's status, the first event of a stream."""
     return _event("status", {"task_id": str(record.task_id), "status": record.status})
 
 
 def happened(event: Event) -> bytes:
-    """What a worker has told of the task."""
+    """An event of a worker about the task."""
     told = {name: value for name, value in event.details.items() if name != "task_id"}
     return _event(event.state, {**told, "at": event.at, "reason": event.reason}, str(event.event_id))
 
 
 def outcome(record: TaskRecord) -> bytes:
-    """How the task ended, as workers answer it."""
+    """The task's outcome, in the form of a worker's answer."""
     return _event("outcome", record.as_result().model_dump(mode="json"))
 
 

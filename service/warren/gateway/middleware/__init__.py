@@ -1,1 +1,1 @@
-"""What stands around the routes: limits, authentication, problem details."""
+"""The middleware around the routes: limits, authentication, problem details."""

@@ -1,7 +1,7 @@
-"""The gatekeeper: who a request comes from, whether its route allows that, and how often.
+"""Authentication middleware: identifies the caller, and enforces the route's role and the rate limits.
 
-It stands before everything that reads a body. Keys come as `Authorization: Bearer wk_…` (RFC 6750), browsers
-have the cookie of a session. Who comes without a good key is counted by address.
+It runs before any body is read. Keys come as `Authorization: Bearer wk_…` (RFC 6750), sessions as a browser's
+cookie. Requests without a valid key are counted by address.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from warren.gateway.middleware.rules import INCLUDES, PROBES, methods_of, rule_f
 from warren.store.keys import Key, Keys, Role, hash_of
 
 COOKIE: Final = "warren_session"
-# Seconds for which a key that was good counts as good: so much longer works one that another process revokes.
+# Seconds for which a key counts as valid after a look-up. A key that another process revokes works that long.
 TRUSTED: Final = 2.0
 REMEMBERED: Final = 10_000  # keys and sessions
 METRICS: Final = "/metrics"
 STORE_PATIENCE: Final = 3.0  # seconds for the key of who asks for metrics: Prometheus gives up after 10
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="warren"'}
-# Whoever has an IPv6 address has 2^64 of them (RFC 4291, section 2.5.4).
+# An IPv6 client usually controls 2^64 addresses (RFC 4291, section 2.5.4).
 SUBNET: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who a request comes from. `session` is the hash of a browser's session, None for a key's bearer."""
+    """The caller of a request. `session` is the hash of a browser's session, None for a key's bearer."""
 
     key_id: str
     user_id: str
@@ -47,32 +47,32 @@ class Caller:
 
     @property
     def is_tenant(self) -> bool:
-        """Whether they see only what is theirs."""
+        """Whether the caller sees only its own tasks."""
         return self.role not in ("operator", "admin")
 
     def owns(self, user_id: str) -> bool:
-        """Whether what belongs to this user is there for them."""
+        """Whether the caller may see what belongs to this user."""
         return not self.is_tenant or user_id == self.user_id
 
 
 class Shown(NamedTuple):
-    """What a request shows at the door: a key, or a browser's session, by the hash of its secret."""
+    """The credential of a request: a key or a browser's session, by the hash of its secret."""
 
     secret_hash: str
     is_session: bool
 
 
 class Guests:
-    """Keys and sessions that were good a moment ago, so that not every request asks the store."""
+    """Cache of keys and sessions that were valid a moment ago, so that not every request asks the store."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
-        # Until when a key counts as good, and how often all was forgotten before it was looked up.
+        # Until when a key counts as valid, and how often the cache had been cleared before its look-up.
         self._known: OrderedDict[Shown, tuple[float, int, Key]] = OrderedDict()
         self._forgotten = 0
 
     def knows(self, shown: Shown) -> bool:
-        """Whether it was good when it was looked up last, however long that is ago."""
+        """Whether it was valid at its last look-up, even a long time ago."""
         return shown in self._known
 
     async def key(self, shown: Shown, secret: str) -> Key | None:
@@ -82,7 +82,7 @@ class Guests:
         if key is not None and is_fresh and key.is_valid(time.time()):
             return key
         ask = self._keys.session if shown.is_session else self._keys.authenticate
-        asked_at = self._forgotten  # before it is asked: the answer may be from before a revocation
+        asked_at = self._forgotten  # read before the look-up: its answer may be older than a revocation
         found = await ask(secret)
         self._known.pop(shown, None)
         if found is not None:
@@ -92,7 +92,7 @@ class Guests:
         return found
 
     def remembered(self, shown: Shown) -> Key | None:
-        """The key as it was looked up last; None if it has expired, or any was revoked here since."""
+        """The key of the last look-up; None if it has expired, or a key was revoked here since."""
         _, asked_at, key = self._known.get(shown, (0.0, -1, None))
         return key if key is not None and asked_at == self._forgotten and key.is_valid(time.time()) else None
 
@@ -102,7 +102,7 @@ class Guests:
 
 
 class Gatekeeper:
-    """Lets in whom the rules allow in: a key as often as `buckets` has it, an address as `strangers`."""
+    """Admits requests that the rules allow. `buckets` limits the rate of keys, `strangers` of addresses."""
 
     def __init__(self, app: ASGIApp, guests: Guests, buckets: Buckets, strangers: Buckets) -> None:
         self._app, self._guests, self._buckets, self._strangers = app, guests, buckets, strangers
@@ -129,10 +129,10 @@ class Gatekeeper:
             raise ProblemError(403, f"this takes the role {need}, and the key's is {caller.role}")
 
     async def _identify(self, scope: Scope) -> Caller:
-        """Who shows a key that is good; an address pays for the others.
+        """The caller, by a valid key or session. Other requests are charged to their address.
 
-        It pays before the store is asked, or many at once would all be let through. For whom we know it does
-        not pay at all: no neighbour can lock them out.
+        The address is charged before the look-up, or many requests at once would all pass. A known key is not
+        charged to it, so other clients of an address cannot lock a known caller out.
         """
         request, address = HTTPConnection(scope), address_of(scope)
         secret, is_session = _secret_of(request)
@@ -153,9 +153,9 @@ class Gatekeeper:
         return Caller(key.key_id, key.user_id, key.role, shown.secret_hash if is_session else None)
 
     async def _key_for_metrics(self, shown: Shown, secret: str) -> Key | None:
-        """The key as the store knows it, or as it was known last where the store does not answer.
+        """The key from the store, or from the last look-up if the store does not answer.
 
-        The metrics tell that the store is away: Prometheus must not be locked out just then.
+        The metrics report that the store is away, so Prometheus must get in during that time.
         """
         try:
             async with asyncio.timeout(STORE_PATIENCE):
@@ -167,7 +167,7 @@ class Gatekeeper:
 
 
 def _secret_of(request: HTTPConnection) -> tuple[str, bool]:
-    """The secret that a request shows, empty where it shows none, and whether it is a session's."""
+    """The secret in a request, empty if it has none, and whether the secret is a session's."""
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme:
         return (secret.strip() if scheme.lower() == "bearer" else ""), False
@@ -175,7 +175,7 @@ def _secret_of(request: HTTPConnection) -> tuple[str, bool]:
 
 
 def charge(buckets: Buckets, name: str, who: str) -> None:
-    """Take one from a bucket. Raises 429 where there is none, saying how many `who` may make."""
+    """Take a token from a bucket. Raises 429 if it is empty, with the limit of `who`."""
     wait = buckets.take(name)
     if wait > 0:
         raise later(
@@ -190,12 +190,12 @@ def charge(buckets: Buckets, name: str, who: str) -> None:
 
 
 def address_of(scope: Scope) -> str:
-    """Where a request comes from, as far as one that can have many addresses is told apart from others."""
+    """The address that a request is counted by: of IPv6 the network, because a client has many addresses."""
     host = scope["client"][0] if scope.get("client") else ""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return str(host)  # what a proxy that we trust calls it
+        return str(host)  # a name that a trusted proxy gave
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is None:
             return str(ipaddress.ip_network((address, SUBNET), strict=False))

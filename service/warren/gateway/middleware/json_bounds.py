@@ -1,4 +1,4 @@
-"""How much JSON a body may hold, found out before it is parsed, and where large bodies are parsed.
+"""Bounds on the JSON in a body, checked before it is parsed; large bodies are parsed in threads.
 
 A parsed value takes up to a hundred times the memory of its text: `[[],[],…]` of 16 MiB is 1.3 GiB. How deep
 it may be nested is the parser's own limit (200 levels).
@@ -38,13 +38,13 @@ def check_bounds(body: bytes, most: int) -> None:
 
 
 class Aside:
-    """Works on small bodies at once, and on large ones in threads, so that other requests go on."""
+    """Processes small bodies at once, and large ones in threads, so that other requests go on."""
 
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(AT_ONCE)
 
     async def call(self, body: bytes, work: Callable[[], T]) -> T:
-        """What `work`, which has to do with this body, returns or raises."""
+        """Call `work` on this body. Returns or raises what `work` does."""
         if len(body) < LARGE:
             return work()
         async with self._places:

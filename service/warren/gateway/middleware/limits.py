@@ -1,4 +1,4 @@
-"""How often a key, or an address without one, may come: a token bucket for each, in memory."""
+"""Rate limits: a token bucket in memory for each key, or for each address without a valid key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REMEMBERED: Final = 10_000  # names; of more, those that came longest ago are fo
 class Buckets:
     """Each name may take `burst` at once, and `rate` a second for long.
 
-    They are of one process: a gateway more is a bucket more.
+    Buckets belong to one process: a second gateway has its own.
     """
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,7 +31,7 @@ class Buckets:
         return 0.0
 
     def give_back(self, name: str) -> None:
-        """What was taken last was not used."""
+        """Return the last token: it was not used."""
         self._keep(name, min(self.burst, self._left(name) + 1))
 
     def _left(self, name: str) -> float:

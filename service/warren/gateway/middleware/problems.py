@@ -1,4 +1,4 @@
-"""Problem details (RFC 9457): the one way in which the gateway says that something did not work."""
+"""Problem details (RFC 9457): the format of all errors of the gateway."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Misfit(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong (RFC 9457). Some types have more members, such as numbers."""
+    """A problem detail (RFC 9457). Some types have more members, such as numbers."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_EXAMPLE]})
 
@@ -93,18 +93,18 @@ class ProblemError(Exception):
 
 
 def not_found(what: str) -> ProblemError:
-    """404 Not Found: also what a tenant is told of what belongs to somebody else."""
+    """404 Not Found. A tenant also gets it for what belongs to another user."""
     return ProblemError(404, what)
 
 
 def later(status: int, detail: str, seconds: float = RETRY_AFTER, **more: Any) -> ProblemError:
-    """Something that may work if it is tried again in so many seconds (RFC 9110, section 10.2.3)."""
+    """A problem that a retry in so many seconds may solve (RFC 9110, section 10.2.3)."""
     return ProblemError(status, detail, headers={"Retry-After": str(max(1, round(seconds)))}, **more)
 
 
 def problem_of(error: Exception) -> ProblemError:
-    """The problem that an error is to whoever asked. What is a bug of ours is logged, and told without a word
-    of what is inside."""
+    """The problem that the caller gets for an error. A bug of ours is logged; its problem says nothing of our
+    internals."""
     match error:
         case ProblemError():
             return error
@@ -155,7 +155,7 @@ def unfit(*where: str | int, message: str, got: object) -> ProblemError:
 def unfit_model(
     error: RequestValidationError | ValidationError, *under: str | int, most: int = ERRORS
 ) -> ProblemError:
-    """422 for what a validation found, the first so many; `under` is the way to what was validated."""
+    """422 for the first errors of a validation; `under` is the path to the validated value."""
     errors = error.errors()
     shown = [
         Misfit(
@@ -179,7 +179,7 @@ def _unfit(found: list[Misfit], more: int = 0) -> ProblemError:
 
 
 class _Short(reprlib.Repr):
-    """`repr` of the beginning of a value: of all of it, it could take seconds."""
+    """`repr` of the beginning of a value. The `repr` of a whole value could take seconds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ _DESCRIPTIONS: Final = {
 }
 
 
-# What any request can meet; one that takes no key meets no rule about keys.
+# Problems that any request can meet; a route without a key has no problems about keys.
 _OPEN: Final = (400, 408, 413, 415, 421, 429, 500, 503)
 _COMMON: Final = (*_OPEN, 401, 403, 422)
 

@@ -1,4 +1,4 @@
-"""The log of refused requests: who was refused what, in a bounded number of lines."""
+"""Rate-limited log of refused requests, by caller and reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 LOGGED: Final = frozenset({401, 403, 429})
 AGAIN: Final = 60.0  # seconds until the same refusal of the same caller is logged again
-MOST: Final = 100  # lines in that time, whoever is refused
+MOST: Final = 100  # lines in that time, for all callers together
 REMEMBERED: Final = 10_000  # callers; of more, those that were logged longest ago are forgotten
 
 
@@ -56,7 +56,7 @@ class Refusals:
         )
 
     def _has_room(self, now: float) -> bool:
-        """Whether there is a line left in this minute; at the next, says how many refusals had none."""
+        """Whether this minute has a line left. In the next minute it logs how many refusals had none."""
         if now - self._since >= AGAIN:
             if self._unlogged:
                 log.warning("gateway.refusals_unlogged", count=self._unlogged)

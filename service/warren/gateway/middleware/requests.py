@@ -1,4 +1,4 @@
-"""What stands around the routes: headers on every answer, the host name, and how much of a body is read.
+"""Request middleware: security headers on every answer, the check of the host name, and limits for bodies.
 
 Plain ASGI, so that an answer that streams is passed on as it comes.
 """
@@ -35,7 +35,7 @@ HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-SMALL: Final = 4096  # bytes of a body of somebody who needs no key, or that uvicorn throws away itself
+SMALL: Final = 4096  # bytes of a body on a route without a key, or that uvicorn discards itself
 TASKS: Final = f"{API}/tasks"
 BESIDE: Final = 64 * 1024  # bytes beside the payload in a body that is no list of tasks
 FEW: Final = 20_000  # values in such a body: FastAPI tells of each that does not fit
@@ -45,7 +45,7 @@ LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class Answers:
-    """The outermost wall: every answer has the security headers, and every error is a problem.
+    """The outermost middleware: every answer has the security headers, and every error is a problem.
 
     `connections` gives how many connections are open. From as many on as streams may take, a connection is
     closed after its answer: idle ones would keep the descriptors that probes and other users need.
@@ -78,7 +78,7 @@ class Answers:
             await self._app(scope, incoming.receive, guarded)
         except Exception as error:
             if begun:
-                raise  # the connection is cut, which is all that can be said now
+                raise  # the answer has begun, so only a cut connection can show the error
             problem = problem_of(error)
             self._refusals.note(scope, problem.problem.status, problem.problem.detail)
             await self._refuse(problem, incoming, scope, guarded)
@@ -86,7 +86,7 @@ class Answers:
     async def _refuse(self, problem: ProblemError, incoming: _Incoming, scope: Scope, send: Send) -> None:
         """Answer, and close the connection if there is much more to come.
 
-        Not at once: cut while the client still sends, the answer would be lost with it (RFC 9112, 9.6).
+        It does not close at once: a cut while the client still sends would lose the answer (RFC 9112, 9.6).
         """
         response = problem.response()
         if not incoming.is_long or "connection" in response.headers:
@@ -105,7 +105,7 @@ class Answers:
 
 
 class _Incoming:
-    """A request's body, as it comes. `is_long`: there is more of it than a server throws away on the way."""
+    """A request's incoming body. `is_long`: the rest of it is more than the server discards itself."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         headers = Headers(scope=scope)
@@ -120,7 +120,7 @@ class _Incoming:
         return message
 
     async def throw_away(self) -> None:
-        """Read on to its end, or as long and as much as we do for somebody who was refused."""
+        """Read and discard the rest, up to the limits of time and bytes for a refused request."""
         most = LINGERED
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER):
@@ -129,9 +129,9 @@ class _Incoming:
 
 
 class Hosts:
-    """Refuses names that are not ours.
+    """Refuses host names that are not ours.
 
-    A page elsewhere can have its own name point to 127.0.0.1 (DNS rebinding) and would be of the same origin.
+    Another site can point its own name to 127.0.0.1 (DNS rebinding), and its pages would have our origin.
     """
 
     def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
@@ -150,7 +150,7 @@ class Hosts:
 
 
 class Bodies:
-    """Reads bodies before anybody else does: JSON, not too large, not too slow, not too many at once.
+    """Reads bodies before the routes do: JSON, not too large, not too slow, not too many at once.
 
     `budget` is in bytes, of all bodies that are being read or worked on. No user may hold more of it than is
     left (dynamic thresholds, as in shared buffers of switches): one alone comes to half of it.
@@ -165,7 +165,7 @@ class Bodies:
         self._aside = Aside()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on with its whole body; one that goes away before it is complete, not at all."""
+        """Pass a request on with its whole body. Drop it if the client goes away before the end."""
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         length = headers.get("content-length", "0")
         if length == "0" and "transfer-encoding" not in headers:
@@ -188,7 +188,7 @@ class Bodies:
     def _limits(self, scope: Scope) -> tuple[int, int]:
         """The bytes and the values that a body may have: only tasks come by the thousand."""
         if rule_for(scope["method"], scope["path"]) in ("nobody", None):
-            return min(SMALL, self._max_bytes), SMALL  # whoever needs no key could otherwise fill our memory
+            return min(SMALL, self._max_bytes), SMALL  # callers without a key could otherwise fill our memory
         if scope["path"] == TASKS:
             return self._max_bytes, self._max_values
         return min(self._max_payload + BESIDE, self._max_bytes), min(FEW, self._max_values)
@@ -252,7 +252,7 @@ def _too_large(most: int) -> ProblemError:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """Gives the body, and then what comes after it."""
+    """Replays the body, and then passes on later messages."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def read() -> Message:

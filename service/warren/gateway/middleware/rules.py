@@ -1,4 +1,4 @@
-"""Who may do what: one rule for each route. What has no rule is not there."""
+"""Access rules: the least role for each route. A route without a rule does not exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Need = Literal["nobody", "metrics", "tenant", "operator", "admin"]
 """The role that a route takes, or one that includes it; `nobody` needs no key."""
 
 PROBES: Final = ("/healthz", "/readyz")
-"""What costs next to nothing, and must answer however many come from the same address."""
+"""Cheap routes without a rate limit: they must answer any number of requests from one address."""
 
 INCLUDES: Final[Mapping[Role, frozenset[Need]]] = {
     "metrics": frozenset({"nobody", "metrics"}),
@@ -21,7 +21,7 @@ INCLUDES: Final[Mapping[Role, frozenset[Need]]] = {
     "operator": frozenset({"nobody", "metrics", "tenant", "operator"}),
     "admin": frozenset({"nobody", "metrics", "tenant", "operator", "admin"}),
 }
-"""What each role may do: Prometheus reads the fleet's numbers, and nothing else."""
+"""The needs that each role satisfies. `metrics` reads the fleet's numbers, and nothing else."""
 
 API: Final = "/api/v1"
 
@@ -40,7 +40,7 @@ RULES: Final[Mapping[tuple[str, str], Need]] = {
     ("GET", f"{API}/session"): "tenant",
     ("HEAD", f"{API}/session"): "tenant",
     ("DELETE", f"{API}/session"): "tenant",
-    # A tenant's own; those of others are not there (404).
+    # A tenant's own tasks; those of other users are not found (404).
     ("POST", f"{API}/tasks"): "tenant",
     ("GET", f"{API}/tasks"): "tenant",
     ("GET", f"{API}/tasks/{{task_id}}"): "tenant",
@@ -61,7 +61,7 @@ RULES: Final[Mapping[tuple[str, str], Need]] = {
     ("GET", f"{API}/schedules"): "operator",
     ("POST", f"{API}/schedules"): "operator",
     ("DELETE", f"{API}/schedules/{{name}}"): "operator",
-    # The keys to all of it.
+    # Keys and the audit.
     ("GET", f"{API}/keys"): "admin",
     ("POST", f"{API}/keys"): "admin",
     ("DELETE", f"{API}/keys/{{key_id}}"): "admin",
@@ -72,7 +72,7 @@ _PATHS: Final = {path: compile_path(path)[0] for _, path in RULES}
 
 
 def rule_for(method: str, path: str) -> Need | None:
-    """What a request needs. None: there is no such route, or it has no rule."""
+    """The need of a request's route. None if the route does not exist or has no rule."""
     for template, pattern in _PATHS.items():
         if (method, template) in RULES and pattern.match(path):
             return RULES[method, template]
@@ -80,5 +80,5 @@ def rule_for(method: str, path: str) -> Need | None:
 
 
 def methods_of(path: str) -> list[str]:
-    """The methods that this path takes, in the order of the alphabet; none where nothing is there."""
+    """The methods of this path in alphabetical order; none for an unknown path."""
     return sorted(method for method, template in RULES if _PATHS[template].match(path))

@@ -1,8 +1,7 @@
-"""Text that cannot be kept, refused wherever it comes in: NUL, which PostgreSQL has no place for, and what is
-no Unicode.
+"""Refusal of text that the store cannot keep: NUL, which PostgreSQL does not take, and invalid Unicode.
 
-A path and a query are looked at by a wall around all routes, texts in a body by their type. Half a surrogate
-pair in a body is no JSON to begin with. A header cannot hold NUL (RFC 9110, section 5.5).
+Middleware around all routes checks path and query; a type checks the texts of a body. Half a surrogate pair
+in a body is invalid JSON anyway. A header cannot hold NUL (RFC 9110, section 5.5).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Texts:
 
 
 def _readable(what: str, raw: bytes) -> None:
-    # Whoever decodes it later puts a mark in the place of what is no UTF-8, and means another text.
+    # A later decoder would replace invalid UTF-8 by a mark, and so read another text.
     try:
         text = unquote_to_bytes(raw).decode()
     except UnicodeDecodeError as error:
@@ -53,4 +52,4 @@ Text = Annotated[
     Field(min_length=1, max_length=255, json_schema_extra={"pattern": r"^[^\x00]*$"}),
     AfterValidator(_without_nul),
 ]
-"""Text of a body that goes into a column. What stays JSON, as a payload does, may hold NUL."""
+"""Text of a body that goes into a column. Values stored as JSON, such as payloads, may hold NUL."""

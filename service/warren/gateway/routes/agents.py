@@ -1,4 +1,4 @@
-"""The fleet: queues, health and numbers, and agent types that are paused and resumed."""
+"""Routes of the fleet: queues, health, metrics, and pausing and resuming agent types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dead letters: searched, grouped, replayed with a plan, discarded."""
+"""Routes of dead letters: search, group, replay with a plan, discard."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ router = APIRouter(prefix=f"{API}/dead-letters", tags=["dead letters"])
 
 
 class Wanted(BaseModel):
-    """Which dead letters are meant; whatever is left out means any. Times are about when a task died."""
+    """Which dead letters are meant; a field that is left out means any. Times are about when a task died."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -149,7 +149,7 @@ class ReplayIn(Selection):
 
 
 class ReplayView(BaseModel):
-    """How far a replay is. `stopped`: by itself, before its end; it can be resumed, as a paused one can."""
+    """The progress of a replay. `stopped`: it ended early by itself; it can be resumed, like a paused one."""
 
     replay_id: str
     status: Literal["running", "paused", "stopped", "done"]
@@ -167,11 +167,11 @@ class ReplayView(BaseModel):
 
 
 class DiscardIn(Selection):
-    """Which dead letters are given up."""
+    """The dead letters to discard."""
 
 
 class Discarded(BaseModel):
-    """How many were given up."""
+    """The number of discarded dead letters."""
 
     discarded: int
 
@@ -180,7 +180,7 @@ class Discarded(BaseModel):
 async def list_letters(
     backend: TheBackend, asked: Asked, limit: Limit = 100, cursor: Cursor = None
 ) -> LetterPage:
-    """The newest first."""
+    """Dead letters, the newest first."""
     place = place_of(cursor)
     index = DeadIndex(backend.store)
     found, behind = await index.page(asked, limit, None if place is None else Position(*place))
@@ -193,7 +193,7 @@ async def list_letters(
 
 @router.get("/groups", summary="Like failures together", responses=problems())
 async def groups(backend: TheBackend, asked: Asked, limit: Limit = 50) -> list[GroupView]:
-    """The largest groups first."""
+    """Groups of dead letters, the largest first."""
     return [GroupView(**asdict(one)) for one in await DeadIndex(backend.store).groups(asked, limit)]
 
 
@@ -201,8 +201,8 @@ async def groups(backend: TheBackend, asked: Asked, limit: Limit = 50) -> list[G
 async def replay(wanted: ReplayIn, response: Response, backend: TheBackend, caller: TheCaller) -> ReplayView:
     """A few canaries first, then the others at a rate, until the failure comes back or a breaker opens.
 
-    It is carried out in the background; `GET /dead-letters/replays/{replay_id}` tells how far it is. Should
-    the gateway stop meanwhile, it is paused, and can be resumed here or with `warren dead replay --resume`.
+    It is carried out in the background; `GET /dead-letters/replays/{replay_id}` tells how far it is. If
+    the gateway stops, it is paused. It can be resumed here or with `warren dead replay --resume`.
     """
     plan = Plan(
         wanted=wanted.filter(),
@@ -223,7 +223,7 @@ async def replay(wanted: ReplayIn, response: Response, backend: TheBackend, call
 
 @router.get("/replays/{replay_id}", summary="How far is a replay?", responses=problems(404))
 async def look(replay_id: UUID, backend: TheBackend) -> ReplayView:
-    """Whoever carries it out: any gateway, or the command line."""
+    """The progress of a replay, carried out by any gateway or by the command line."""
     return await _view(backend, await _found(backend, replay_id))
 
 
@@ -234,7 +234,7 @@ async def look(replay_id: UUID, backend: TheBackend) -> ReplayView:
     responses=problems(404, 409),
 )
 async def resume(replay_id: UUID, backend: TheBackend, caller: TheCaller) -> ReplayView:
-    """One that was paused, that stopped, or whose process was killed, as it was planned."""
+    """Resume a replay that was paused, that stopped, or whose process was killed, with its original plan."""
     await _found(backend, replay_id)
     if backend.carrier.carries(str(replay_id)):
         raise ProblemError(409, f"replay {replay_id} is being carried out right now")
@@ -248,7 +248,7 @@ async def resume(replay_id: UUID, backend: TheBackend, caller: TheCaller) -> Rep
 
 @router.post("/discard", summary="Give dead letters up", responses=problems())
 async def discard(wanted: DiscardIn, backend: TheBackend, caller: TheCaller) -> Discarded:
-    """For good: what they were to do is deleted."""
+    """Discard dead letters for good: their bodies are deleted."""
     meant = wanted.filter()
     note = backend.note(caller, "dead.discard", {"wanted": meant.as_json(), "limit": wanted.limit})
     return Discarded(discarded=await DeadIndex(backend.store).discard(meant, wanted.limit, note))

@@ -1,4 +1,4 @@
-"""Keys and the audit, for admins."""
+"""Routes of keys and the audit, for admins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ router = APIRouter(prefix=API, tags=["keys"])
 
 
 class NewKey(BaseModel):
-    """A key that is wanted."""
+    """The key to make."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,7 +47,7 @@ class MadeKey(KeyView):
 
 
 class AuditLine(BaseModel):
-    """One thing that somebody did. `actor_key_id` is null for the command line."""
+    """One action of one actor. `actor_key_id` is null for the command line."""
 
     audit_id: int
     at: datetime
@@ -67,7 +67,7 @@ class AuditPage(BaseModel):
 
 @router.get("/keys", summary="List keys", responses=problems())
 async def list_keys(backend: TheBackend) -> list[KeyView]:
-    """All keys, also those that are valid no more. Never a secret."""
+    """All keys, also those that are no longer valid. Never a secret."""
     return [KeyView(**_view(key)) for key in await backend.keys.list()]
 
 

@@ -1,4 +1,4 @@
-"""`/healthz` and `/readyz`: for whoever restarts gateways, and whoever sends requests to them."""
+"""Health probes: `/healthz` for the supervisor that restarts gateways, `/readyz` for the load balancer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def readyz(backend: TheBackend, response: Response) -> Readiness:
     """Says which part is not there.
 
     Without the store nothing can be taken: 503. Without the broker tasks are still taken, so a gateway stays
-    ready, `degraded`: to send requests elsewhere would help nobody.
+    ready, `degraded`: other gateways without the broker could not do more.
     """
     store, broker = await backend.store_state(), backend.broker_state
     if store == "down":

@@ -1,4 +1,4 @@
-"""Recurring tasks, for operators."""
+"""Routes of recurring tasks, for operators."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Name = Annotated[str, Field(pattern=AGENT_TYPE_PATTERN, examples=["nightly"])]
 
 
 class ScheduleIn(BaseModel):
-    """A recurring task that is wanted. Times are UTC."""
+    """The recurring task to add or change. Times are UTC."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -58,13 +58,13 @@ class ScheduleView(BaseModel):
 
 @router.get("", summary="List schedules", responses=problems())
 async def list_schedules(backend: TheBackend) -> list[ScheduleView]:
-    """All, by their names."""
+    """All recurring tasks, by name."""
     return [_view(one) for one in await Schedules(backend.store).all()]
 
 
 @router.post("", summary="Add a schedule, or change one", responses=problems())
 async def add(wanted: ScheduleIn, backend: TheBackend, caller: TheCaller) -> ScheduleView:
-    """One task at each tick, in the whole fleet. The one of this name is changed, if there is one."""
+    """Add a recurring task, or change the one of this name. Each tick makes one task in the whole fleet."""
     payload, most = to_json(wanted.payload), backend.settings.max_payload_bytes
     if len(payload) > most:
         raise ProblemError(413, f"the payload has {len(payload)} bytes, and may have {most}", limit=most)
@@ -88,7 +88,7 @@ async def add(wanted: ScheduleIn, backend: TheBackend, caller: TheCaller) -> Sch
 async def remove(
     name: Annotated[str, Path(pattern=AGENT_TYPE_PATTERN)], backend: TheBackend, caller: TheCaller
 ) -> None:
-    """One that an agent's code has is not removed here (409)."""
+    """Remove a recurring task. A schedule from an agent's code cannot be removed here (409)."""
     schedules = Schedules(backend.store)
     found = {one.name: one for one in await schedules.all()}.get(name)
     if found is None:

@@ -1,4 +1,4 @@
-"""Browsers log in with a key, or with a one-time link, and get a cookie."""
+"""Routes of browser sessions: log in with a key or a one-time link, and get a cookie."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Login(BaseModel):
 
 
 class Session(BaseModel):
-    """Who you are."""
+    """The logged-in caller."""
 
     user_id: str = Field(examples=["acme"])
     role: Role

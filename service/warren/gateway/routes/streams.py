@@ -1,4 +1,4 @@
-"""What happens to a task, as it happens: server-sent events (WHATWG HTML, 9.2)."""
+"""The route of a task's live events: server-sent events (WHATWG HTML, 9.2)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class _Stream(EventSourceResponse):
 
 
 async def _told(listener: Listener, record: TaskRecord) -> AsyncIterator[bytes]:
-    """It asks the store for nothing: once a stream has begun, there is no way to say that it is away."""
+    """The encoded events. It never asks the store: a stream that has begun cannot report its absence."""
     yield status(record)
     async for events in listener.heard():
         yield events

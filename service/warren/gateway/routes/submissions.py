@@ -1,4 +1,4 @@
-"""Tasks on their way in: one, or many at once."""
+"""The route that submits tasks: one, or a list."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ router = APIRouter(prefix=API, tags=["tasks"])
 
 MOST: Final = 1000  # tasks in one request
 MOST_FIELDS: Final = 100  # that are told apart; a task has 11
-# W3C Trace Context, 3.2 and 3.3: nobody has to hand on a `tracestate` of more than 512 characters.
+# W3C Trace Context, 3.2 and 3.3: a `tracestate` of more than 512 characters need not be passed on.
 PARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 STATE: Final = re.compile(r"[\x20-\x7e]{1,512}")
 
@@ -51,7 +51,7 @@ def _are_texts(notes: Any) -> Any:
 
 
 class TaskIn(BaseModel):
-    """A task that is wanted."""
+    """A task to submit."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -80,14 +80,14 @@ class TaskIn(BaseModel):
 
 
 class Accepted(BaseModel):
-    """It is durable. `existed`: its idempotency key was used before, and this is the task of that time."""
+    """An accepted task, which is durable. `existed`: the idempotency key was used before, for this task."""
 
     task_id: UUID
     existed: bool = False
 
 
 class Refused(BaseModel):
-    """One of many that was not let in, and why."""
+    """A task of a list that was refused, with the reason."""
 
     error: Problem
 
@@ -211,7 +211,7 @@ def _all_refused(refused: list[ProblemError]) -> ProblemError:
 
 
 def _asked(caller: Caller, body: bytes, key: str | None) -> Task | ProblemError | list[Task | ProblemError]:
-    """What a body asks for; of a list, each task or why it is none."""
+    """The tasks in a body; in a list, each task or its problem."""
     wanted = _parsed(body)
     if not isinstance(wanted, list):
         return _task(caller, wanted, key)
@@ -254,7 +254,7 @@ def _task(caller: Caller, wanted: Any, key: str | None, number: int | None = Non
 
 
 def _entry(backend: TheBackend, task: Task | ProblemError, carry: Carry) -> NewTask | ProblemError:
-    """What asks to be let in, or why it cannot."""
+    """The entry for the outbox, or the problem of the task."""
     if isinstance(task, ProblemError):
         return task
     entry = NewTask.of(task, carry(task))

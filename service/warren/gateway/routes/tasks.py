@@ -1,4 +1,4 @@
-"""Tasks that are there: looked at, listed, cancelled."""
+"""Routes of existing tasks: show, list, cancel."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ router = APIRouter(prefix=API, tags=["tasks"])
 Status = Literal[
     "scheduled", "published", "running", "released", "succeeded", "dead", "cancelled", "discarded"
 ]
-"""How a task stands in the store."""
+"""The status of a task in the store."""
 
 
 class TaskView(BaseModel):
-    """What is known of a task. Traceback, checkpoint, steps and workers are for operators."""
+    """The record of a task. Only operators see traceback, checkpoint, steps and workers."""
 
     task_id: UUID
     agent_type: str
@@ -77,7 +77,7 @@ class TaskPage(BaseModel):
 
 
 class CancelledTask(BaseModel):
-    """It is cancelled. `before` is how it stood, null where no worker had told yet."""
+    """A cancelled task. `before` is its earlier status, null if the store had none."""
 
     task_id: UUID
     before: str | None = Field(examples=["scheduled"])
@@ -93,9 +93,9 @@ async def list_tasks(
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> TaskPage:
-    """Those that have left a trace in the store, what changed last first.
+    """Tasks with a row in the store, the last changed first.
 
-    A tenant sees its own. With a `user_id` it is the tasks that came in through the store.
+    A tenant sees its own tasks. With a `user_id`, the list has only tasks that came in through the store.
     """
     place = place_of(cursor)
     if caller.is_tenant:
@@ -116,7 +116,7 @@ async def list_tasks(
 
 @router.get("/tasks/{task_id}", summary="Look at a task", responses=problems(404))
 async def look(task_id: UUID, backend: TheBackend, caller: TheCaller) -> TaskView:
-    """How it stands, and its result once it has one."""
+    """The task's status, and its result if it has one."""
     record = await find(backend, caller, task_id)
     shown: dict[str, Any] = {
         name: getattr(record, name) for name in TaskView.model_fields if name not in _FOR_OPERATORS
@@ -134,7 +134,7 @@ async def look(task_id: UUID, backend: TheBackend, caller: TheCaller) -> TaskVie
 
 @router.delete("/tasks/{task_id}", summary="Cancel a task", responses=problems(404, 409))
 async def cancel(task_id: UUID, backend: TheBackend, caller: TheCaller) -> CancelledTask:
-    """Wherever it is: waiting, delayed or running. One that has ended stays as it ended (409).
+    """Cancel a task that is waiting, delayed or running. A task that has ended otherwise stays so (409).
 
     Cancelling it again changes nothing. An operator may cancel a task that the store does not know yet.
     """
@@ -147,7 +147,7 @@ async def cancel(task_id: UUID, backend: TheBackend, caller: TheCaller) -> Cance
 
 
 async def find(backend: TheBackend, caller: Caller, task_id: UUID) -> TaskRecord:
-    """A task that is the caller's. Raises ProblemError (404) where it is not there, or somebody else's."""
+    """A task of the caller. Raises ProblemError (404) if it does not exist or belongs to another user."""
     record = await backend.archive.task(task_id)
     if record is None or not caller.owns(record.user_id):
         raise not_found(f"there is no task {task_id}")

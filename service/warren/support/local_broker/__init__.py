@@ -1,1 +1,1 @@
-"""A RabbitMQ on this machine: found, or started for a while."""
+"""Local RabbitMQ brokers: find one on this machine, or start a private one."""

@@ -1,4 +1,4 @@
-"""What the two kinds of local broker share: files, a lock, ports, commands, and waiting until it answers."""
+"""Common parts of the two kinds of local broker: files, a lock, ports, commands, the readiness check."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ USER = "warren"
 CONSUMER_TIMEOUT_MS = 43_200_000  # 12 h: an agent may run for hours before it acknowledges
 START_TIMEOUT = 120.0  # seconds
 SAY_EVERY = 10.0  # seconds
-# Below the range that outgoing connections take their ports from: otherwise a client that reconnects while
-# the broker is down could be given the broker's own port, and keep it.
+# These ports are below the range for outgoing connections: otherwise the system could give the broker's port
+# to a client that reconnects while the broker is down, and the client would keep it.
 PORTS = range(20_000, 32_000)
 
 
@@ -28,7 +28,7 @@ def silent(_text: str) -> None:
 
 
 def private_folder(folder: Path) -> None:
-    """Make `folder`, for its owner's eyes only, as are the folders above it that are made for it."""
+    """Make `folder` and its missing parents, readable by their owner only."""
     for missing in reversed([one for one in folder.parents if not one.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -36,7 +36,7 @@ def private_folder(folder: Path) -> None:
 
 
 def write_private(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write a file whole or not at all, never readable by others."""
+    """Write a file atomically, and never let other users read it."""
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     draft.touch(mode=0o600)
     draft.write_text(text, encoding="utf-8")
@@ -45,7 +45,7 @@ def write_private(path: Path, text: str, mode: int = 0o600) -> None:
 
 
 def kept_secret(path: Path, mode: int = 0o600) -> str:
-    """The secret kept at `path`, made on first use. It outlives the broker, as the data does."""
+    """The secret in the file `path`, generated on first use. It outlives the broker, as the data does."""
     if not path.exists():
         write_private(path, secrets.token_urlsafe(24), mode)
     return path.read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ def kept_secret(path: Path, mode: int = 0o600) -> str:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, so that two that start or stop a broker take turns; it dies with its holder."""
+    """Hold the folder's lock, so that starts and stops of a broker take turns. It ends with its holder."""
     private_folder(folder)
     path = folder / "lock"
     path.touch(mode=0o600)
@@ -85,7 +85,7 @@ def _is_free(port: int) -> bool:
 def run(
     command: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, whatever its exit code, in a session of its own: Ctrl-C does not reach it.
+    """Run a command to its end, with any exit code, in a session of its own: Ctrl-C does not reach it.
 
     Raises `BrokerUnavailable` when it takes longer than `timeout` seconds.
     """

@@ -32,7 +32,7 @@ STOP_TIMEOUT = 30  # seconds, from SIGTERM to SIGKILL
 class Container:
     """The container, and the volume of the same name, that belong to `folder`.
 
-    A container that stopped is thrown away and made anew; the messages are in the volume, which stays.
+    A stopped container is removed and created again; the messages stay in the volume.
     """
 
     def __init__(self, folder: Path, image: str) -> None:
@@ -80,7 +80,7 @@ class Container:
                     self._run()
                 wait_for_amqp(self._port(), alive=self._runs, say=say, log=self._log_tail)
             except BaseException:
-                if not running:  # half a broker is of no use, not even after Ctrl-C
+                if not running:  # remove a broker that did not come up, after Ctrl-C too
                     self._remove()
                 raise
         return not running
@@ -111,11 +111,11 @@ class Container:
             "RABBITMQ_DEFAULT_PASS": kept_secret(self._password_file),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-rabbit consumer_timeout {CONSUMER_TIMEOUT_MS}",
         }
-        env_file = self.folder / "docker-env"  # a file, because everybody can read a command line
+        env_file = self.folder / "docker-env"  # a file, because all users can read a command line
         write_private(env_file, "".join(f"{key}={value}\n" for key, value in environment.items()))
         options = {
             "--name": self.name,
-            "--hostname": "warren-broker",  # part of the node's name, by which it finds its data again
+            "--hostname": "warren-broker",  # part of the node's name, which names its data folder
             "--volume": f"{self.name}:/var/lib/rabbitmq",
             "--publish": f"{LOOPBACK}:{port}:5672",
             "--env-file": str(env_file),

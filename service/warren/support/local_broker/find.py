@@ -1,4 +1,4 @@
-"""Finding a broker, and starting one on this machine where none was named.
+"""Broker discovery: find the configured or local broker, or start one on this machine.
 
 The order is: `WARREN_AMQP_URL`, a private `rabbitmq-server` of ours, a Docker container of ours. Either of
 ours listens on 127.0.0.1 only, keeps its data in Warren's state folder (or a Docker volume) and outlives
@@ -49,7 +49,7 @@ class Broker:
 
 
 def broker_folder() -> Path:
-    """The folder that holds everything about a broker of ours: settings, password, data, logs."""
+    """The folder of a broker that Warren starts: settings, password, data, logs."""
     return state_folder() / "broker"
 
 

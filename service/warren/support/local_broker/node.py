@@ -44,7 +44,7 @@ PACKAGED = Path("/usr/lib/rabbitmq/bin")
 WRAPPERS = (Path("/usr/sbin"), Path("/sbin"))
 SEARCH_PATH = f"{os.defpath}:/usr/local/bin:/usr/local/sbin:/usr/sbin:/opt/homebrew/bin:/opt/homebrew/sbin"
 ONLY_LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
-# The umask keeps the node's own files private; `&` leaves it to init, so that nobody here must reap it.
+# The umask keeps the node's own files private. `&` makes init its parent, so this process need not reap it.
 LAUNCH = 'umask 077; cd "$1" || exit; "$2" </dev/null >"$3" 2>&1 & echo $!'
 
 
@@ -59,7 +59,7 @@ def find_server(name: str = "rabbitmq-server") -> Path | None:
 
 @dataclass(frozen=True)
 class _State:
-    """What is remembered of the node. `pid` 0 means stopped; `birth` tells a reused pid from ours."""
+    """The stored state of the node. `pid` 0 means stopped; `birth` tells a reused pid from ours."""
 
     port: int = 0
     dist_port: int = 0
@@ -117,7 +117,7 @@ class PrivateNode:
                     self._state().port, alive=lambda: self.pid is not None, say=say, log=self._log_tail
                 )
             except BaseException:
-                if not running:  # half a node is of no use, not even after Ctrl-C
+                if not running:  # end a node that did not come up, after Ctrl-C too
                     self._end()
                 raise
         return not running
@@ -163,7 +163,7 @@ class PrivateNode:
         self._remember(replace(self._state(), pid=pid, birth=birth(pid) or "ended"))
 
     def _end(self) -> bool:
-        """End the node and its epmd, in whatever state they are; the caller holds the lock."""
+        """End the node and its epmd, in any state of theirs. The caller holds the lock."""
         pid = self.pid
         if pid is not None:
             born = birth(pid)
@@ -176,7 +176,7 @@ class PrivateNode:
         return pid is not None
 
     def _clean_up(self) -> bool:
-        """Forget a node that is gone, and end the epmd that it left behind; false if that stays."""
+        """Clear the state of a node that is gone, and end its epmd. Returns false if epmd stays."""
         state = self._state()
         if not state.pid:
             return True
@@ -228,7 +228,7 @@ class PrivateNode:
         write_private(self.folder / "env.conf", "")
 
     def _environment(self, script: Path) -> dict[str, str]:
-        """All that the node and rabbitmqctl see; nothing of /etc/rabbitmq, nothing of the caller's."""
+        """The whole environment of the node and rabbitmqctl: nothing of /etc/rabbitmq or of the caller."""
         state, folder = self._state(), self.folder
         erlang = shutil.which("erl") or shutil.which("erl", path=SEARCH_PATH)
         path = [str(script.parent), *([str(Path(erlang).parent)] if erlang else []), SEARCH_PATH]
@@ -272,12 +272,12 @@ def _choose_ports(last: _State) -> _State:
 def _end_epmd(port: int, timeout: float = 5.0) -> bool:
     """Ask epmd to end (its KILL_REQ); true unless it is there and does not.
 
-    It refuses while a node is registered: one that just ended gets a moment to vanish. Anything but epmd's
-    own answers comes from a stranger who has the port now, and is left alone.
+    epmd refuses while a node is registered, so a node that just ended gets a moment to vanish. If the answer
+    is not one of epmd's, another program has the port now, and it is left alone.
     """
     deadline = time.monotonic() + timeout
     while (answer := _kill_request(port)) in {b"OK", b"NO"} and time.monotonic() < deadline:
-        time.sleep(0.05)  # after an OK too: it answers first and ends then
+        time.sleep(0.05)  # after an OK too: epmd answers before it ends
     return answer not in {b"OK", b"NO"}
 
 
@@ -287,4 +287,4 @@ def _kill_request(port: int) -> bytes:
             epmd.sendall(b"\x00\x01k")
             return epmd.recv(2)
     except OSError:
-        return b""  # nothing listens any more, or nothing that answers
+        return b""  # no program listens any more, or it does not answer

@@ -1,4 +1,4 @@
-"""Processes that are not our children: telling them apart, signalling them, waiting for their end."""
+"""Processes that are not our children: identify, signal and await them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from warren.support.local_broker.base import run
 
 
 def birth(pid: int) -> str | None:
-    """When the process started, in the system's own words; None when it is gone, or only a zombie.
+    """The process's start time as the system states it; None if it is gone or a zombie.
 
-    A pid is given out again and again; a pid together with its birth is one process.
+    The system reuses pids; a pid and its birth together identify one process.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None if Path("/proc/self/stat").exists() else _birth_from_ps(pid)
-    # The command's name, in parentheses, may hold anything; what follows is counted from the state on.
+    # The command's name, in parentheses, may hold any text. Fields are counted after it, from the state on.
     fields = stat.rpartition(")")[2].split()
     state, threads, start_time = fields[0], int(fields[17]), fields[19]
-    # While other threads of a killed process are still ending, its sockets are open: it is not gone yet.
+    # A killed process keeps its sockets open while other threads of it are ending: it is not gone yet.
     return None if state in "ZX" and threads <= 1 else start_time
 
 
@@ -32,7 +32,7 @@ def _birth_from_ps(pid: int) -> str | None:
 
 
 def signal_process(pid: int, number: signal.Signals) -> None:
-    """Signal one process; that it has just ended is no error."""
+    """Signal one process. It is no error if the process has just ended."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -40,7 +40,7 @@ def signal_process(pid: int, number: signal.Signals) -> None:
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:
-    """Signal the process and its whole group; that they have just ended is no error."""
+    """Signal the process and its whole group. It is no error if they have just ended."""
     try:
         os.killpg(os.getpgid(pid), number)
     except ProcessLookupError:
@@ -48,7 +48,7 @@ def signal_group(pid: int, number: signal.Signals) -> None:
 
 
 def wait_for_end(pid: int, born: str | None, timeout: float) -> bool:
-    """Wait for the end of the process that was born then, for `timeout` seconds; false if it lives on."""
+    """Wait up to `timeout` seconds for the end of the process with this birth. False if it still runs."""
     deadline = time.monotonic() + timeout
     while born is not None and birth(pid) == born:
         if time.monotonic() > deadline:
