@@ -20,7 +20,7 @@ from warren.store.keys import Key, Keys, Role
 from warren.support.times import moment
 
 cli = typer.Typer(
-    help="Keys of the gateway: whoever has the secret of one comes in as its user.",
+    help="Keys of the gateway: a request with the secret of a key acts as its user.",
     no_args_is_help=True,
     epilog=examples(
         "warren key create --user acme --expires 30d", "warren key list", "warren key revoke 3f9c01d27ab4"

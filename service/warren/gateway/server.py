@@ -129,7 +129,7 @@ def _tell_of_no_key(host: str, *, is_local: bool, brings_key: bool) -> None:
     if not is_local:
         raise ConfigurationError(f"there is no key, and {host} can be reached from elsewhere: {hint} first")
     if not brings_key:
-        log.warning("gateway.no_key", hint=f"nobody can come in: {hint}")
+        log.warning("gateway.no_key", hint=f"no request gets in: {hint}")
 
 
 def _bound(host: str, port: int) -> socket.socket:

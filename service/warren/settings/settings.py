@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     prefetch: int = Field(200, ge=1, le=65535, description="Tasks that run on a worker at once.")
     queue_capacity: int = Field(2000, ge=1, description="Tasks that wait in one queue at most.")
     max_tasks_per_user: int = Field(
-        1000, ge=1, description="Unfinished tasks of one user, then the front door takes no more of them."
+        1000, ge=1, description="Unfinished tasks of one user, then the gateway takes no more of them."
     )
     outbox_capacity: int = Field(
         10_000, ge=1, description="Tasks that are due and wait in the store to be published, at most."
@@ -143,7 +143,7 @@ class Settings(BaseSettings):
     gateway_trusted_proxies: str = Field(
         "127.0.0.1,::1",
         description="Addresses or networks of proxies, by commas: what they say of who asks is believed. "
-        "`*` believes everybody.",
+        "`*` believes every address.",
     )
     gateway_session_time: float = Field(43_200, gt=0, description="Time that a browser stays logged in.")
 

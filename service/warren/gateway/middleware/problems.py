@@ -206,7 +206,7 @@ _DESCRIPTIONS: Final = {
     400: "The request cannot be read.",
     401: "No key, or one that is wrong, expired or revoked.",
     403: "The key's role does not allow this, or the request came from another site.",
-    404: "It is not there, or belongs to somebody else.",
+    404: "It is not there, or belongs to another user.",
     405: "Not a method of this path.",
     408: "The body took too long to arrive.",
     409: "It is in another state than this needs.",
