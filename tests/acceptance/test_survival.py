@@ -68,6 +68,8 @@ async def test_tasks_of_a_killed_worker_are_run_by_another(rig: Rig, journal: Jo
             await eventually(lambda: len(journal.ended()) == 200, "all of them end")
             assert {run.name for run in journal.ended()} == names
             assert {run.pid for run in journal.ended()} == {second.pid}
+            second.terminate()  # killed, it might not have acknowledged the last ones
+            assert await second.wait() == 0
 
 
 async def test_sigterm_lets_running_tasks_finish(rig: Rig, journal: Journal) -> None:

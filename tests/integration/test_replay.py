@@ -18,6 +18,7 @@ from tests.integration.test_desk import taken_in
 from tests.integration.test_store_dead import letter
 from tests.integration.test_store_replay import dead
 from tests.rig import Rig, eventually
+from tests.stores import execute
 from tests.toolbox import at_a_terminal, cli, cli_environment, start_cli
 from warren import Context, Warren
 from warren.cli.main import cli as root
@@ -25,6 +26,7 @@ from warren.client.client import make_task
 from warren.store.database import Store
 from warren.store.dead_letter_rows import Letters
 from warren.store.dead_letters import DeadIndex, Filter
+from warren.store.schema import tasks
 from warren.store.stored_message import Parcel
 
 
@@ -229,6 +231,8 @@ async def test_a_letter_that_was_not_read_yet_says_so(rig: Rig, store_url: str) 
     async with rig.worker(moody.app, store_url=store_url, dead_letter_desk=False), rig.client() as client:
         task = make_task("moody", 1)
         await client.result_of(task)
+        async with Store(store_url) as store:  # as a worker of an earlier version left it
+            await execute(store, tasks.update().values(body=None))
         code, out, _ = await cli("dead", "show", str(task.task_id), **environment)
         assert (code, "has not been read from the dead queue yet" in out) == (0, True)
         code, _, err = await cli("dead", "replay", str(task.task_id), **environment)

@@ -12,6 +12,7 @@ from warren.store.dead_letters import Filter
 from warren.support.failure import message_of, what_does_not_fit
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Plan:
     """Which dead letters are replayed, and how.
 
     `canary` are replayed first and awaited, `rate` is in tasks a second, `edit` a JSON merge patch (RFC 7396)
-    for the payload, `timeout` the seconds without any news after which waiting for outcomes ends.
+    for the payload, `timeout` the seconds without any news after which waiting for outcomes ends (0: it does not wait).
     """
 
     wanted: Filter = field(default_factory=Filter)
@@ -29,7 +30,7 @@ class Plan:
     edit: str | None = None
     from_scratch: bool = False
     keep_going: bool = False
-    timeout: Positive = 600.0
+    timeout: NotNegative = 600.0
 
     def without_edit(self) -> dict[str, JsonValue]:
         """What it is, for whoever reads the audit: an edit may hold what they need not see."""
