@@ -1,8 +1,8 @@
-"""What pamqp and aiormq make of strange input and lost connections, put right.
+"""Patches of pamqp and aiormq for malformed message properties and lost connections.
 
-RabbitMQ passes on text that is not UTF-8 and times that no calendar has. pamqp raises on them, and aiormq
-then drops the connection, with everything that was delivered on it; the broker delivers the same message
-again, and so on for ever: one strange property would stop a whole fleet.
+RabbitMQ passes on text that is not UTF-8 and times outside the calendar. pamqp raises an error on them, and
+aiormq then drops the connection with all its deliveries. The broker delivers the same message again, without
+end: one malformed property would stop a whole fleet.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ log = structlog.get_logger(__name__)
 Headers = dict[str, Any]
 Decoder = Callable[[bytes], tuple[int, Any]]
 
-# UnicodeDecodeError is a ValueError. A table in a table in a table … exhausts Python's stack.
+# UnicodeDecodeError is a ValueError. Deeply nested tables exhaust Python's stack (RecursionError).
 UNREADABLE = (ValueError, OverflowError, OSError, RecursionError)
 TIMESTAMP_BYTES = 8
 LENGTH_BYTES = 4
 SHORT_STRING_BYTES = 255
-# Bytes for a producer's headers, out of the 128 KiB of a frame: a failure record needs up to 11 KiB.
+# Bytes for a producer's headers, out of the 128 KiB of a frame. A failure record needs up to 11 KiB.
 HEADERS_ROOM = 100 * 1024
-# Tables and arrays inside each other in one header. What is deeper cannot be written again, or not as JSON.
+# Nesting depth of tables and arrays in one header. Deeper headers cannot be written again, or not as JSON.
 HEADER_DEPTH = 32
 
 
 def install() -> None:
-    """Have pamqp decode leniently and aiormq give reasons, in the whole process."""
+    """Patch the libraries in the whole process: pamqp decodes leniently, and aiormq names its reasons."""
     decode.METHODS["shortstr"] = _short_string
     decode.METHODS["timestamp"] = _lenient(decode.timestamp, lambda _: (TIMESTAMP_BYTES, None))
     setattr(FutureStore, "reject_all", _with_a_reason(FutureStore.reject_all))  # noqa: B010
@@ -42,9 +42,9 @@ def install() -> None:
 
 
 def _with_a_reason(reject_all: Callable[..., Any]) -> Any:
-    """Whoever waits for a connection that is lost gets aiormq's own error, not a bare Exception.
+    """Make a lost connection raise aiormq's own error instead of a bare Exception.
 
-    That is what aiormq throws where it knows no reason, and nobody can tell it from a mistake of ours.
+    aiormq raises a bare Exception if it has no reason, and that looks like a bug of ours.
     """
 
     def reject(store: FutureStore, exception: Any) -> Any:
@@ -59,12 +59,12 @@ def _short_string(value: bytes) -> tuple[int, str]:
         return end, value[1:end].decode()
     except UnicodeDecodeError:
         text = value[1:end].decode("utf-8", "replace")
-        # What is put in for a byte takes three: cut, so that it can be written again.
+        # The replacement character takes three bytes, so cut the text: it must still fit when written again.
         return end, text.encode()[:SHORT_STRING_BYTES].decode("utf-8", "ignore")
 
 
 def _table(value: bytes) -> tuple[int, Headers]:
-    """A field table without the headers that are too deep."""
+    """Decode a field table, without headers that are nested too deeply."""
     length, headers = decode.field_table(value)
     deep = [name for name, one in headers.items() if isinstance(one, dict | list) and _is_deep(one)]
     for name in deep:
@@ -74,7 +74,7 @@ def _table(value: bytes) -> tuple[int, Headers]:
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether tables and arrays stand inside each other more often than HEADER_DEPTH."""
+    """Whether tables and arrays are nested more than HEADER_DEPTH levels deep."""
     level = [value]
     for _ in range(HEADER_DEPTH):
         inner = [one for found in level for one in (found.values() if isinstance(found, dict) else found)]
@@ -99,10 +99,10 @@ def _lenient(decoder: Decoder, otherwise: Decoder) -> Decoder:
 
 
 def sendable(headers: Mapping[str, Any]) -> Headers:
-    """Headers of a delivery as they can be sent on.
+    """The headers of a delivery in a form that can be published again.
 
-    What pamqp reads but cannot write becomes text, and what has no room in a frame is left out: the broker
-    would close the connection, each time the message is published again.
+    A value that pamqp reads but cannot write becomes text. Headers beyond the size of a frame are left out:
+    the broker would close the connection at each publish.
     """
     room, kept = HEADERS_ROOM, Headers()
     for name, value in headers.items():
@@ -117,7 +117,7 @@ def sendable(headers: Mapping[str, Any]) -> Headers:
 
 
 def _writable(value: Any) -> Any:
-    """pamqp reads, but does not write, text that is not UTF-8, large floats and large decimals."""
+    """The value, or its text: pamqp cannot write all that it reads, such as large floats and decimals."""
     if isinstance(value, bytes):
         return bytearray(value)
     try:

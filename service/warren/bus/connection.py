@@ -1,7 +1,7 @@
-"""The way to the broker: a supervised connection, and outgoing messages.
+"""Supervised connection to the broker, and the outgoing message.
 
-Only the modules named `bus…` know aio-pika and aiormq. Channels are aiormq's own: they carry twice the
-messages a second of the objects above them.
+Only the package `bus` imports aio-pika and aiormq. Channels are aiormq's own: they carry twice as many
+messages a second as aio-pika's objects above them.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 Headers = dict[str, Any]
 
-FIRST_PAUSE = 0.2  # seconds, the ceiling of the first wait before a reconnect
-SHORT_LIFE = 5.0  # seconds: a connection that was lost sooner counts as one that never lasts
-# Frames that are read ahead on a channel: the prefetch of a worker, each message being three. With aiormq's
-# own 10, every three messages take a turn of the event loop and an acknowledgement of their own, and a
-# third of a worker's processor.
+FIRST_PAUSE = 0.2  # seconds: upper bound of the first pause before a reconnect
+SHORT_LIFE = 5.0  # seconds: a connection that lasted less makes the pause before the next connect longer
+# Frames that a channel reads ahead: a worker's prefetch of 200 messages, three frames each. With aiormq's
+# own 10, every three messages take a turn of the event loop and an acknowledgement of their own. That costs
+# a third of a worker's processor.
 FRAME_BUFFER = 600
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """An outgoing message. `expiration` is in seconds; everything is persistent."""
+    """An outgoing message, always persistent. `expiration` is in seconds."""
 
     exchange: str
     routing_key: str
@@ -71,23 +71,23 @@ class Message:
 
 
 class QueueState(NamedTuple):
-    """A queue as the broker sees it: messages ready to be delivered, and consumers."""
+    """Counts of a queue from the broker: messages ready to be delivered, and consumers."""
 
     ready: int
     consumers: int
 
 
 def _heard(ended: asyncio.Task[Any]) -> None:
-    """Take note of a task's error: asyncio complains about those that are not looked at."""
+    """Read a task's error: asyncio logs an error that is never read."""
     if not ended.cancelled():
         ended.exception()
 
 
 class Connection:
-    """One connection that is kept alive: lost, it is opened again for ever, with backoff and jitter.
+    """A supervised connection. After a loss it is opened again, without a limit, with backoff and jitter.
 
-    `on_open` runs after every connect, before anybody else may use the connection. A `ConfigurationError`
-    from it ends the supervision, and `supervise` raises it: connecting again would not help.
+    `on_open` runs after every connect, before the connection counts as ready. If it raises
+    ConfigurationError, `supervise` ends with that error: another connect would not help.
     """
 
     def __init__(
@@ -109,23 +109,23 @@ class Connection:
         self._opened_at = 0.0
         self._short_lives = 0
         self._telling = Rarely()
-        self.reconnects = -1  # the first connect is none
+        self.reconnects = -1  # the first connect is not a reconnect
         self._server_properties: dict[str, Any] = {}
         self._profile: Profile = "classic"
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection can be used right now."""
+        """Whether the connection can be used now."""
         return self._ready.is_set()
 
     @property
     def server(self) -> Server | None:
-        """The server that we are, or were last, connected to."""
+        """The server of the present or last connection; None before the first."""
         return self._server
 
     @property
     def version(self) -> str:
-        """The version of the broker that we are, or were last, connected to."""
+        """The broker's version on the present or last connection; "0.0" if unknown."""
         return str(self._server_properties.get("version", "0.0"))
 
     @property
@@ -134,10 +134,10 @@ class Connection:
         return self._profile
 
     async def open(self) -> None:
-        """Connect once, to the first server of the address that takes us.
+        """Connect once, to the first server of the address that accepts the connection.
 
         Raises BrokerUnavailable, AccessRefused, ConfigurationError for certificates that cannot be read, or
-        what `on_open` raises.
+        the error that `on_open` raises.
         """
         self._server, outer = await self._dialler.dial(await self._tls())
         try:
@@ -153,13 +153,13 @@ class Connection:
         self._ready.set()
 
     async def _tls(self) -> ssl.SSLContext | None:
-        """Read anew for each connect, since certificates are renewed while we run."""
+        """The TLS context, read again for each connect: certificates are renewed while the process runs."""
         try:
             return await asyncio.to_thread(tls_context, self._address)
         except ConfigurationError as error:
             if self.reconnects < 0:
                 raise
-            raise BrokerUnavailable(str(error)) from error  # they worked before: they may again
+            raise BrokerUnavailable(str(error)) from error  # the files worked before, and may work again
 
     def _take(self, outer: aio_pika.Connection) -> None:
         assert outer.transport is not None
@@ -168,13 +168,13 @@ class Connection:
         self._profile = profile_for(self.version, self.settings)
 
     async def examine(self) -> tuple[Sequence[Server], Sequence[Exception]]:
-        """Try every server of the address once: those that take us, and an error for each that does not."""
+        """Try every server of the address once: the servers that accept, and an error for each other one."""
         return await self._dialler.examine(await self._tls())
 
     async def open_for_ever(self) -> None:
-        """Connect, and try again until it works. Raises only what cannot heal (ConfigurationError)."""
+        """Connect, and try again until it works. Raises ConfigurationError, which trying cannot cure."""
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(BrokerError),  # also what vanishes while `on_open` declares it
+            retry=retry_if_exception_type(BrokerError),  # also if `on_open` finds a queue gone
             wait=wait_random_exponential(multiplier=FIRST_PAUSE, max=self.settings.reconnect_max_delay),
             before_sleep=self._tell,
         )
@@ -193,7 +193,7 @@ class Connection:
         log.warning("broker.unavailable", connection=self.name, error=str(error), again_in_s=round(wait, 1))
 
     async def supervise(self) -> None:
-        """Open the connection, and open it again whenever it is lost, until `close`."""
+        """Open the connection, and open it again after each loss, until `close`."""
         while not self._closing:
             if self._link is None:
                 await self.open_for_ever()
@@ -203,14 +203,14 @@ class Connection:
             self._link = None
             if self._outer is not None:
                 with suppress(*LOST):
-                    await self._outer.close()  # lost, it still has to be told; see `open`
+                    await self._outer.close()  # aio-pika's object must be closed too, as in `open`
             if not self._closing:
-                self._telling.is_time(asyncio.get_running_loop().time())  # now: what follows can wait
+                self._telling.is_time(asyncio.get_running_loop().time())  # "lost" counts as the first log
                 log.warning("broker.lost", connection=self.name, **self._where())
                 await self._pause()
 
     async def _pause(self) -> None:
-        """Spread the reconnects of a fleet, and slow down those of a connection that never lasts."""
+        """Sleep with jitter, so that a fleet's reconnects spread out. Short connections make it longer."""
         lived = asyncio.get_running_loop().time() - self._opened_at
         self._short_lives = self._short_lives + 1 if lived < SHORT_LIFE else 0
         ceiling = min(FIRST_PAUSE * 2 ** min(self._short_lives, 16), self.settings.reconnect_max_delay)
@@ -221,7 +221,7 @@ class Connection:
         await self._ready.wait()
 
     async def channel(self, *, confirms: bool = False) -> Channel:
-        """A new channel. Raises BrokerUnavailable when the connection is not there."""
+        """Open a new channel. Raises BrokerUnavailable without a connection."""
         link = self._link
         if link is None or self._closing:
             raise BrokerUnavailable(f"not connected to {without_password(self.url)}")
@@ -229,13 +229,13 @@ class Connection:
             channel = await link.channel(
                 publisher_confirms=confirms, on_return_raises=True, frame_buffer_size=FRAME_BUFFER
             )
-        # The abstract class lacks what we use of the real one (publishing without a drain).
+        # The abstract class lacks an option of the real one that we use: publishing without a drain.
         assert isinstance(channel, Channel)
         return channel
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turn what a lost connection or a refused request raises into an error of ours."""
+        """Turn the library's errors of a lost connection or a refused request into Warren's errors."""
         before = cancellations()
         try:
             yield
@@ -247,15 +247,15 @@ class Connection:
             raise translate(error, self.url) from error
 
     async def administer(self, act: Callable[[AbstractChannel], Awaitable[T]]) -> T:
-        """Run `act` on a channel of its own: a refused request closes the channel it was on.
+        """Run `act` on a channel of its own: a refused request closes its channel.
 
-        Cancelled, it only stops waiting, and `act` goes on to its end: a request that is cut short can hang
-        for ever or take the whole connection along (aiormq closes the channel twice, which is an error).
+        A cancellation only stops the wait; `act` still runs to its end. An interrupted request can hang
+        without end, or break the whole connection (aiormq closes the channel twice, which is an error).
 
         Raises BrokerUnavailable, AccessRefused, NotDeclared or QueueMismatch.
         """
         asking = asyncio.create_task(self._administer(act), name="administration")
-        asking.add_done_callback(_heard)  # nothing else hears of its error once the caller has gone
+        asking.add_done_callback(_heard)  # nothing else reads its error after the caller was cancelled
         return await asyncio.shield(asking)
 
     async def _administer(self, act: Callable[[AbstractChannel], Awaitable[T]]) -> T:
@@ -268,9 +268,9 @@ class Connection:
                     await channel.close()
 
     async def declare(self, topology: Topology) -> None:
-        """Declare everything in the topology; what is there already is left alone.
+        """Declare everything in the topology. Existing exchanges, queues and bindings stay as they are.
 
-        Raises QueueMismatch when it is there with other arguments, AccessRefused without the permission.
+        Raises QueueMismatch if a queue exists with other arguments, AccessRefused without the permission.
         """
 
         async def act(channel: AbstractChannel) -> None:
@@ -292,7 +292,7 @@ class Connection:
         await self.administer(act)
 
     async def has_exchange(self, name: str) -> bool:
-        """Whether the exchange is there; see `has`."""
+        """Whether the exchange exists; see `has`."""
         try:
             await self.administer(lambda channel: channel.exchange_declare(name, passive=True))
         except NotDeclared:
@@ -302,10 +302,10 @@ class Connection:
         return True
 
     async def has(self, topology: Topology) -> bool:
-        """Whether all exchanges and queues are there.
+        """Whether all exchanges and queues exist.
 
-        Looking needs no permission to configure. RabbitMQ 4.3 wants any permission for it: what it refuses to
-        show counts as there, because then we may not declare it either.
+        The check (a passive declare) needs no configure permission. RabbitMQ 4.3 requires some permission on
+        the object. If it refuses the check, the object counts as existing: we could not declare it either.
         """
         for exchange in topology.exchanges:
             if not await self.has_exchange(exchange.name):
@@ -320,24 +320,24 @@ class Connection:
         return True
 
     async def delete_queue(self, queue: str) -> None:
-        """Delete a queue and what is in it."""
+        """Delete a queue and its messages."""
         await self.administer(lambda channel: channel.queue_delete(queue))
 
     async def delete_exchange(self, exchange: str) -> None:
-        """Delete an exchange; one that is not there is no error."""
+        """Delete an exchange. A missing exchange is not an error."""
         await self.administer(lambda channel: channel.exchange_delete(exchange))
 
     async def depth(self, queue: str) -> int:
-        """Messages that wait in a queue, ready to be delivered."""
+        """The number of messages in a queue that are ready to be delivered."""
         return (await self.look(queue)).ready
 
     async def look(self, queue: str) -> QueueState:
-        """How a queue stands. Raises NotDeclared when it is not there."""
+        """The counts of a queue. Raises NotDeclared if it does not exist."""
         declared = await self.administer(lambda channel: channel.queue_declare(queue, passive=True))
         return QueueState(int(declared.message_count or 0), int(declared.consumer_count or 0))
 
     async def close(self) -> None:
-        """Close the connection for good. What is unacknowledged on it returns to its queue."""
+        """Close the connection for good. Its unacknowledged deliveries return to their queues."""
         self._closing = True
         self._ready.clear()
         if self._outer is not None:

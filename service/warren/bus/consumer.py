@@ -1,4 +1,4 @@
-"""Deliveries from one queue, with a prefetch that can be changed, paused and resumed while they run."""
+"""Consumer of one queue, whose prefetch can be changed, paused and resumed at any time."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ from warren.support.loops import cancellations, is_cancelled
 log = structlog.get_logger(__name__)
 
 PASSING = (*LOST, BrokerError)
-RECOVERY_PAUSE = 0.1  # seconds: the supervision needs a moment to notice a loss that a channel saw first
+RECOVERY_PAUSE = 0.1  # seconds: a channel can see a loss before the connection's supervision does
 LONGEST_PAUSE = 5.0
 QUEUE_GONE = "the broker cancelled the consumer: its queue was deleted or moved"
 TIMED_OUT = "the broker took deliveries back that were not acknowledged in time (consumer timeout)"
 TIMED_OUT_HINT = (
     "what still runs goes on, and its end counts: raise the broker's time-out or lower the agent's"
 )
-# Of the time-out: a consumer that is cancelled with a delivery this old was cancelled because of it.
+# Part of the consumer time-out. If the broker cancels a consumer that holds a delivery this old, the time-out
+# is the reason.
 NEARLY = 0.95
 
 
 class Consumer:
-    """Consumes one queue on a channel of its own; `run` keeps what is consumed equal to what is wanted.
+    """Consumes one queue on a channel of its own. `run` brings the prefetch to the wanted size.
 
-    `on_delivery` is called for each message and must not block. `declare` is called when the queue is
-    missing, before it is consumed again.
+    `on_delivery` is called for each message and must not block. `declare` is called after a loss, before the
+    queue is consumed again: the queue may be missing.
 
-    `basic.qos` limits each *consumer*: messages that are still unacknowledged from an earlier consumer do
-    not count against a new one. So a new consumer gets only the room that those leave, and is replaced by
-    a wider one when they have shrunk to half.
+    `basic.qos` limits each *consumer*: unacknowledged messages of an earlier consumer do not count against
+    the new one. So a new consumer gets only the places that those messages leave. It is replaced by a wider
+    one when their number has shrunk to half.
     """
 
     def __init__(
@@ -72,46 +73,46 @@ class Consumer:
 
     @property
     def unacked(self) -> int:
-        """Messages that were delivered on the present channel and are not settled yet."""
+        """The number of messages delivered on the present channel and not settled yet."""
         return self._unacked
 
     @property
     def bound(self) -> int:
-        """How many messages may be unacknowledged before a change of what is wanted has come through."""
+        """The most messages that may be unacknowledged until the latest `want` has taken effect."""
         return max(self._unacked, self._older + self._granted)
 
     def take_peak(self) -> int:
-        """The most messages that were unacknowledged at once since this was last asked."""
+        """The most messages that were unacknowledged at once since the last call."""
         peak, self._peak = self._peak, self._unacked
         return peak
 
     @property
     def is_consuming(self) -> bool:
-        """Whether the broker knows this consumer and may deliver right now."""
+        """Whether the broker knows this consumer and may deliver now."""
         return not self._paused.is_set() and self._broken is None
 
     def want(self, budget: int, *, fresh: int | None = None) -> None:
-        """From now on, hold at most `budget` unacknowledged messages in all; 0 pauses.
+        """Hold at most `budget` unacknowledged messages from now on; 0 pauses.
 
-        `fresh` limits those that are yet to come, whatever is still unacknowledged from before.
+        `fresh` limits the new messages, independent of those that are still unacknowledged.
         """
         self._budget, self._fresh = budget, fresh
         self._wake.set()
 
     def renew(self) -> None:
-        """Grant the `fresh` messages once more: those that came have led to nothing, and still wait here."""
+        """Allow `fresh` more messages: the ones that came led to nothing, and are still held here."""
         self._renewing = self._fresh is not None
         self._wake.set()
 
     async def paused(self) -> None:
-        """Wait until nothing is being consumed (wanted so, or not possible right now)."""
+        """Wait until nothing is consumed, because it was paused or is not possible now."""
         await self._paused.wait()
 
     async def run(self) -> None:
-        """Steer until cancelled: through lost connections, closed channels, deleted queues and lost rights.
+        """Consume until cancelled, despite lost connections, channels, queues and permissions.
 
-        Raises AccessRefused when the very first try to consume is refused: after a good start that passes.
-        Raises QueueMismatch when the queue is there again with other arguments.
+        Raises AccessRefused if the first attempt to consume is refused; after a good start a refusal is
+        retried. Raises QueueMismatch if the queue was made again with other arguments.
         """
         while True:
             await self._connection.ready()
@@ -147,7 +148,7 @@ class Consumer:
             log.warning("consumer.waits", queue=self.queue, error=str(refused))
 
     async def _steer(self) -> None:
-        """Bring the consumer on the channel in line with what is wanted."""
+        """Open, replace or cancel the consumer, so that it matches what `want` asked for."""
         if self._broken is not None:
             raise ChannelInvalidStateError(await self._why_broken(self._broken))
         if self._channel is None or self._channel.is_closed:
@@ -158,14 +159,14 @@ class Consumer:
             await self._consume(room)
 
     def _room(self, older: int) -> int:
-        """The prefetch for a new consumer while so many messages of earlier ones are unacknowledged."""
+        """The prefetch for a new consumer while `older` messages of earlier consumers are unacknowledged."""
         room = max(0, self._budget - older)
         return room if self._fresh is None else min(room, self._fresh)
 
     def _worth_replacing(self) -> bool:
-        """Whether a consumer with the room that there is now would serve better than the present one."""
+        """Whether a new consumer with the present room would be better than the current one."""
         if self._fresh != self._granted_fresh or self._renewing:
-            return True  # also for those who wait in `paused` with what they cannot give back before
+            return True  # replacing it also wakes callers of `paused`, who hold messages until then
         growth = self._room(self._older) - self._granted
         if self._budget != self._granted_budget:
             return growth != 0
@@ -197,17 +198,17 @@ class Consumer:
         assert self._tag is not None
         tag, self._tag = self._tag, None
         await self._channel.basic_cancel(tag)
-        self._granted = self._older = 0  # only now: until then the broker may have delivered more
+        self._granted = self._older = 0  # after the cancel: until then the broker may have delivered more
         self._paused.set()
 
     async def close(self) -> None:
-        """End for good: every acknowledgement so far has reached the broker when this returns."""
+        """Close the channel for good, after sending all acknowledgements made so far."""
         self._budget = 0
         await self._drop_channel()
 
     async def _deliver(self, message: DeliveredMessage) -> None:
         if message.channel is not self._channel or self._acknowledgements is None:
-            return  # the last of a channel that was dropped: the broker delivers it again
+            return  # it came on a channel that was dropped: the broker delivers it again
         self._unacked += 1
         self._peak = max(self._peak, self._unacked)
         counted = self._connection.profile == "quorum"
@@ -232,9 +233,9 @@ class Consumer:
             self._wake.set()
 
     async def _why_broken(self, reason: str) -> str:
-        """Tell a delivery that was held for too long from a queue that is gone.
+        """Find the reason of a cancelled consumer: a delivery held for too long, or a deleted queue.
 
-        RabbitMQ 4.3 only cancels the consumer of a quorum queue, and gives no reason.
+        RabbitMQ 4.3 cancels the consumer of a quorum queue in both cases, and gives no reason.
         """
         acknowledgements = self._acknowledgements
         if reason != QUEUE_GONE or acknowledgements is None:
@@ -246,7 +247,7 @@ class Consumer:
             await self._connection.look(self.queue)
         except NotDeclared:
             return reason
-        acknowledgements.queue_gone = False  # what was taken back is delivered again
+        acknowledgements.queue_gone = False  # the queue exists: the broker delivers the messages again
         return f"{TIMED_OUT}: a delivery was held for {held:.0f} s"
 
     def _closed(self, channel: AbstractChannel) -> None:
@@ -271,9 +272,9 @@ class Consumer:
 
 
 class Browser:
-    """Looks through a queue message by message. What is not settled on leaving goes back to its place.
+    """Reads a queue message by message. On leaving, unsettled messages go back to their places.
 
-    An async context manager and an async iterator; it ends where the queue ends.
+    An async context manager and an async iterator, which ends at the end of the queue.
     """
 
     def __init__(self, connection: Connection, queue: str) -> None:
@@ -286,7 +287,7 @@ class Browser:
 
     async def __aexit__(self, *_: object) -> None:
         if self._channel.is_closed:
-            return  # with the channel everything has gone back
+            return  # the broker has taken all messages back with the channel
         await self._acknowledgements.flush()
         await self._channel.basic_nack(0, multiple=True, requeue=True)  # 0: all that is unacknowledged
         await self._channel.close()

@@ -1,4 +1,4 @@
-"""Commands to every worker, as they travel on the control exchange."""
+"""Commands to all workers, sent through the control exchange."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LARGEST: Final = 4 * KIB  # bytes of a command
 
 
 class Command(BaseModel):
-    """A message on the control exchange: one of these with its subject.
+    """A message on the control exchange: an action and its subject.
 
-    `watch` is from worker to worker: the one that runs the task is to give signs of life in its row.
+    `watch` goes from worker to worker: the worker that runs the task must write signs of life to its row.
     """
 
     version: Literal[1] = 1
@@ -35,7 +35,7 @@ class Command(BaseModel):
 
 
 def control_message(command: Command, names: Names) -> Message:
-    """A command on its way to every worker. Where there is none, there is nobody to tell."""
+    """The message that sends a command to all workers. It is not mandatory: there may be no worker."""
     return Message(
         exchange=names.control,
         routing_key="",

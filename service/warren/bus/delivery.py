@@ -1,4 +1,4 @@
-"""Deliveries, and their acknowledgements put together."""
+"""Deliveries, and the batching of their acknowledgements."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from warren_schemas import REPUBLISHED
 
 
 class Acknowledgements:
-    """The acknowledgements of one channel: those of one turn of the event loop leave together.
+    """The acknowledgements of one channel. Those of one turn of the event loop are sent together.
 
-    `multiple=True` covers every tag up to the given one (AMQP 0-9-1, `basic.ack`), so it may be used up to
-    the oldest message that is still unsettled. Measured: it takes a third off the cost of a delivery.
+    `multiple=True` covers every tag up to the given one (AMQP 0-9-1, `basic.ack`), so it is used only for
+    tags below the oldest unsettled message. By measurement it saves a third of the cost of a delivery.
     """
 
     def __init__(self, channel: AbstractChannel) -> None:
@@ -28,7 +28,7 @@ class Acknowledgements:
         self._sending = asyncio.Lock()
         self._flush: asyncio.Task[None] | None = None
         self._shut = False
-        # The queue may be gone: then nothing of what is unacknowledged comes back.
+        # If the queue was deleted, unacknowledged messages do not come back.
         self.queue_gone = False
 
     @property
@@ -37,45 +37,47 @@ class Acknowledgements:
         return not self._shut and not self._channel.is_closed
 
     async def shut(self) -> None:
-        """Send what has come together, and nothing more: a frame on a channel that is closing would cost us
-        the whole connection (504, *expected channel.open*).
+        """Send the waiting acknowledgements, and none after them.
+
+        A later frame on a closing channel would close the whole connection (504, *expected channel.open*).
         """
         await self.flush()
         self._shut = True
 
     def delivered(self, tag: int) -> None:
-        """A message has arrived. Tags only grow, so the first one here is the oldest."""
+        """Record an arrived message. Tags only grow, so the first recorded one is the oldest."""
         self._unsettled[tag] = time.monotonic()
 
     def longest_held(self) -> float:
-        """Seconds since the oldest message arrived that is still unsettled; 0 without one."""
+        """Age of the oldest unsettled message in seconds; 0 without one."""
         arrived = next(iter(self._unsettled.values()), None)
         return 0.0 if arrived is None else time.monotonic() - arrived
 
     def ack(self, tag: int) -> None:
-        """Acknowledge with the others of this turn."""
+        """Acknowledge the message together with others of this turn of the event loop."""
         del self._unsettled[tag]
         self._batch.append(tag)
         if len(self._batch) == 1:
             self._flush = asyncio.create_task(self.flush(), name="acknowledgements")
 
     def is_settled(self, tag: int) -> bool:
-        """Whether it was acknowledged or given back already."""
+        """Whether the message was acknowledged or given back already."""
         return tag not in self._unsettled
 
     async def give_back(self, tag: int, *, requeue: bool) -> None:
-        """Give one message back to its queue, or to its dead-letter exchange, behind the acknowledgements
-        before it.
+        """Give one message back to its queue, or without `requeue` to its dead-letter exchange.
+
+        Earlier acknowledgements are sent first.
         """
         await self.flush()
-        async with self._sending:  # until the frame is out, no `multiple` may reach past this tag
+        async with self._sending:  # until this frame is sent, no `multiple` may cover this tag
             if self.is_open:
-                with suppress(ChannelInvalidStateError):  # with the channel everything has gone back
+                with suppress(ChannelInvalidStateError):  # the broker takes all back with the channel
                     await self._channel.basic_nack(tag, requeue=requeue, wait=False)
             self._unsettled.pop(tag, None)
 
     async def flush(self) -> None:
-        """Send what has come together. Nothing to do on a closed channel: the messages return."""
+        """Send the waiting acknowledgements. On a closed channel it does nothing: the messages come back."""
         async with self._sending:
             batch, self._batch = self._batch, []
             if not batch or not self.is_open:
@@ -93,7 +95,7 @@ class Acknowledgements:
 
 
 class Delivery:
-    """One message as it was delivered, to be acknowledged or given back; only the first of these counts."""
+    """One delivered message. It is settled once: a second acknowledgement or give-back does nothing."""
 
     __slots__ = (
         "_acknowledgements",
@@ -125,7 +127,7 @@ class Delivery:
         self.headers: Headers = dict(self.properties.headers or {})
         self.redelivered = bool(message.redelivered)
         self.routing_key = str(message.routing_key or "")
-        # Of the message itself nothing is kept: it would lie here as long as the task does.
+        # The library's message object is not kept: it would stay in memory as long as the task.
         self._tag, self.consumer_tag = message.delivery_tag or 0, message.consumer_tag
         self._acknowledgements = acknowledgements
         self._on_settled = on_settled
@@ -142,28 +144,28 @@ class Delivery:
 
     @property
     def was_dropped(self) -> bool:
-        """Whether somebody held this message and vanished, as far as the broker can tell.
+        """Whether an earlier consumer vanished while it held this message, as far as the broker can tell.
 
-        Quorum queues count that apart from messages that were given back; classic ones only say redelivered.
+        Quorum queues count lost deliveries apart from those given back. Classic queues only say redelivered.
         """
         return "x-delivery-count" in self.headers if self.counted else self.redelivered
 
     def came_on(self, acknowledgements: Acknowledgements | None) -> bool:
-        """Whether it came on this channel."""
+        """Whether the message came on the channel of these acknowledgements."""
         return self._acknowledgements is acknowledgements
 
     @property
     def comes_back(self) -> bool:
-        """Whether the broker delivers it again if it is never settled: not when its queue was deleted."""
+        """Whether the broker delivers an unsettled message again. Not if its queue was deleted."""
         return not self._acknowledgements.queue_gone
 
     @property
     def is_live(self) -> bool:
-        """Whether it can still be settled. If not, the broker delivers the message again."""
+        """Whether the message can still be settled. If not, the broker delivers it again."""
         return self._acknowledgements.is_open
 
     def ack(self) -> None:
-        """Acknowledge. It has no effect when the channel is gone: the message is delivered again."""
+        """Acknowledge the message. Without its channel this has no effect: the broker delivers it again."""
         if not self._acknowledgements.is_settled(self._tag):
             self._acknowledgements.ack(self._tag)
             self._on_settled(self)
@@ -173,7 +175,7 @@ class Delivery:
         await self._give_back(requeue=True)
 
     async def reject(self) -> None:
-        """Have the broker move the message to the dead-letter exchange of its queue, as `rejected`."""
+        """Reject the message: the broker moves it to its queue's dead-letter exchange, as `rejected`."""
         await self._give_back(requeue=False)
 
     async def _give_back(self, *, requeue: bool) -> None:

@@ -1,4 +1,4 @@
-"""Translation of the errors of aio-pika and aiormq into ours."""
+"""Translation of aio-pika's and aiormq's errors into Warren's errors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from warren.bus.tls import what_tls_refused
 from warren.errors import AccessRefused, BrokerUnavailable, NotDeclared, QueueMismatch
 from warren.settings.addresses import amqp_address, without_password
 
-# What a channel or connection that goes away throws at its users. RuntimeError is aiormq's "…closed" on a
-# connection, StopAsyncIteration and EOFError come from its reader when the peer closes between two frames or
-# inside one. CancelledError is told apart from a real one by `is_cancelled`.
+# Errors that a lost channel or connection raises. RuntimeError is aiormq's "…closed" on a connection.
+# StopAsyncIteration and EOFError come from aiormq's reader when the peer closes between two frames or inside
+# one. aiormq may also raise CancelledError; `is_cancelled` tells it from a real cancellation.
 LOST: Final = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError, StopAsyncIteration, EOFError)
 
 _MISMATCH = re.compile(
@@ -34,10 +34,10 @@ _MISMATCH = re.compile(
 
 
 def translate(error: BaseException, url: str, where: str | None = None) -> Exception:
-    """The error of ours that says what a failed connection attempt or request means.
+    """Warren's error for a failed connection attempt or request.
 
-    `where` names the server that failed; without it that is the address. Raises the error itself where it
-    tells nothing of a broker.
+    `where` names the server that failed; the default is the address. Raises the error itself if the error
+    has nothing to do with a broker.
     """
     address = amqp_address(url)
     where, user = where or without_password(url), address.user or "guest"
@@ -53,7 +53,7 @@ def translate(error: BaseException, url: str, where: str | None = None) -> Excep
         case ConnectionNotAllowed():
             return AccessRefused(f"{where} refuses user {user!r}: {error}")
         case InvalidFrameError() if "Connection.OpenOk" in str(error):
-            # aiormq drops the broker's words here; only these make Connection.Open fail.
+            # aiormq drops the broker's message here. Only these three reasons make Connection.Open fail.
             return AccessRefused(
                 f"{where} refuses virtual host {address.path!r} to user {user!r}: "
                 "it does not exist, or the user has no permission for it, or its connection limit is reached"
@@ -66,9 +66,10 @@ def translate(error: BaseException, url: str, where: str | None = None) -> Excep
 
 
 def why_not_connected(error: Exception, url: str, where: str) -> Exception:
-    """The error of ours for an attempt to connect that failed, with any error at all.
+    """Warren's error for a failed attempt to connect.
 
-    What answers there may be no broker, and its bytes can make the libraries raise anything.
+    It accepts every exception: the peer may not be a broker, and its bytes can make the libraries raise any
+    error.
     """
     if amqp_address(url).scheme == "amqps" and (refused := what_tls_refused(error)):
         return BrokerUnavailable(f"{where}: {refused}")
@@ -78,7 +79,7 @@ def why_not_connected(error: Exception, url: str, where: str) -> Exception:
 
 
 def why_closed(channel: AbstractChannel) -> BaseException | None:
-    """What the broker said when it closed the channel; aiormq may only throw a CancelledError."""
+    """The broker's reason for closing the channel. aiormq itself may raise a bare CancelledError."""
     error: BaseException | None = getattr(channel, "_close_exception", None)
     return error
 

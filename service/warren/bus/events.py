@@ -1,4 +1,4 @@
-"""Health and task events: told from anywhere in a process, published in the background."""
+"""Publisher of health and task events. It queues them in memory and publishes in the background."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from warren_schemas import Event, Kind, State
 
 log = structlog.get_logger(__name__)
 
-# Events wait here while the broker is away; the oldest give way. They inform, they carry no work.
+# Events that wait here while the broker is away. A full backlog drops the oldest: events carry no work.
 BACKLOG: Final = 10_000
 BATCH: Final = 100  # events in flight at once
 PAUSE: Final = 1.0  # seconds between attempts while the broker refuses
-LONGEST: Final = 2000  # characters of a text in an event: what agents and producers write has no end
+LONGEST: Final = 2000  # characters of a text in an event: texts of agents and producers have no limit
 
 
 class Events:
@@ -52,7 +52,7 @@ class Events:
     ) -> None:
         """Publish an event as soon as possible.
 
-        Raises ValueError for a state out of place, and for details that are no JSON.
+        Raises ValueError for a state that its kind does not have, and for details that are not JSON.
         """
         event = Event(
             version=1,
@@ -79,7 +79,7 @@ class Events:
         self._wake.set()
 
     async def run(self) -> None:
-        """Publish what is told, for ever."""
+        """Publish the queued events until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -95,7 +95,7 @@ class Events:
             except MessageTooLarge as error:
                 log.error("event.refused", routing_key=message.routing_key, error=str(error))
                 return None
-            except BrokerError as error:  # also a right or an exchange that is away: both come back
+            except BrokerError as error:  # includes a lost permission or exchange: both can come back
                 if self._telling.is_time(self._loop.time()):
                     log.warning("event.waits", routing_key=message.routing_key, error=str(error))
                 await asyncio.sleep(PAUSE)
@@ -106,12 +106,12 @@ class Events:
             routing_key=event.routing_key,
             body=event.model_dump_json().encode(),
             message_id=str(event.event_id),
-            mandatory=False,  # nobody has to listen
+            mandatory=False,  # an event needs no subscriber
         )
 
     async def flushed(self) -> None:
-        """Wait until everything told so far is published."""
-        await asyncio.sleep(0)  # what was told in this very step is still on its way into the backlog
+        """Wait until all events so far are published."""
+        await asyncio.sleep(0)  # `tell` puts an event into the backlog at the next turn of the event loop
         await self._empty.wait()
 
 

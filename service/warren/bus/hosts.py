@@ -1,4 +1,4 @@
-"""Servers behind the address of a broker: each of its hosts, and each network address of a host."""
+"""Server search: every host of a broker address, and every network address of a host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Server:
-    """One network address of one host. Certificates are for the `name`, which is the host as written."""
+    """One network address of one host. `name` is the host as written; certificates are verified for it."""
 
     name: str
     ip: str
@@ -32,11 +32,11 @@ class Server:
 
 
 class Search:
-    """One round over the servers of an address, and what was wrong with those that did not help.
+    """One round over the servers of an address. It records why servers failed.
 
-    The order is random, so that a fleet spreads over a cluster and a server that is away is not the first
-    for every connection. RabbitMQ's Java client shuffles as well. A host is looked up when its turn comes: a
-    name server that is slow holds up its own host only. `timeout` is in seconds, for one look-up.
+    The order is random, so that a fleet spreads over a cluster, and a server that is down is not the first
+    for every connection. RabbitMQ's Java client shuffles as well. Each host name is resolved when its turn
+    comes, so a slow name server delays only its own host. `timeout` is in seconds, for one look-up.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
@@ -44,7 +44,7 @@ class Search:
         self.failures: list[tuple[str, Exception]] = []
 
     async def servers(self) -> AsyncIterator[Server]:
-        """Each server once. A host whose name leads nowhere is among the failures."""
+        """Yield each server once. A host whose name cannot be resolved counts as a failure."""
         address = amqp_address(self._url)
         for host in _shuffled(address.hosts):
             port = host.port or PORTS[address.scheme]
@@ -57,17 +57,17 @@ class Search:
                 yield server
 
     def failed(self, server: Server, error: Exception) -> None:
-        """Remember why this server did not help: an error of the libraries."""
+        """Record why this server failed; `error` comes from the libraries."""
         self.failures.append((str(server), error))
 
     def told(self) -> list[Exception]:
-        """The error of ours for each failure, by the names of the servers."""
+        """Warren's error for each failure, sorted by the servers' names."""
         return [why_not_connected(error, self._url, where) for where, error in sorted(self.failures, key=str)]
 
     def error(self) -> Exception:
-        """The one error of a round in which every server failed.
+        """One error for a round in which every server failed.
 
-        It is AccessRefused where a server refused us: one that answers knows more than one that is away.
+        It is AccessRefused if a server refused the user: an answer says more than a time-out.
         """
         where = without_password(self._url)
         if len(self.failures) == 1:
@@ -99,6 +99,6 @@ async def _look_up(host: Host, port: int, timeout: float) -> list[Server]:
 
 
 def _ip(place: tuple[Any, ...]) -> str:
-    """The address of a socket without its port. One of a single link needs its scope: RFC 4007."""
+    """The IP address of a socket address. A link-local one needs its scope (RFC 4007)."""
     scope = place[3] if len(place) == 4 else 0
     return f"{place[0]}%{scope}" if scope else str(place[0])

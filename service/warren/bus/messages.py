@@ -1,4 +1,4 @@
-"""From bytes to tasks and from tasks to messages: the wire contract, without any I/O."""
+"""Codec between AMQP messages and tasks. It implements the wire contract and does no I/O."""
 
 from __future__ import annotations
 
@@ -33,31 +33,32 @@ from warren_schemas import (
     Task,
 )
 
-# Where a probe that failed has to wait, whatever its own class: it must not be the next probe too.
+# Priority of a task whose run was a failed circuit breaker probe. It ignores the task's own class, because
+# the same task must not be the next probe.
 LAST_IN_LINE = AMQP_PRIORITY["low"]
-# Where a promoted task goes: between two classes, because whatever waits in the class above it and was not
-# promoted as well came later. 9 is above urgent, and the end of it.
+# New priority of a promoted task, by its old priority. It lies between two classes: a task in the class
+# above that was not promoted as well arrived later. 9 is above urgent, and is the highest.
 PROMOTED_FROM = {2: 5, 3: 5, 4: 7, 5: 7, 6: 9, 7: 9, 8: 9}
 HIGHEST = 9
-# Attempts and dispatches that a header may claim: a life of counting on still fits into 32 bits.
+# Limit for the attempts and dispatches that a header may claim. Counting on from there stays within 32 bits.
 COUNTS_MAKE_SENSE = 2**30
 
 _FAILURE_RECORD = frozenset(str(field.alias) for field in DeadLetterHeaders.model_fields.values())
-# RabbitMQ delivers a copy to each routing key in `CC` and `BCC` (sender-selected distribution): carried
-# along, a task would become more tasks each time that it is published again.
+# RabbitMQ delivers a copy to each routing key in `CC` and `BCC` (sender-selected distribution). If these
+# headers were kept, each new publish would multiply the task.
 _NOT_CARRIED_ALONG = _FAILURE_RECORD | {REPUBLISHED, "CC", "BCC"}
-# How a header of bytes, which JSON has not, stands in the store.
+# JSON has no bytes: the store keeps a bytes header as an object with this one name.
 _BYTES = "$bytes"
 _OWN_HEADERS = _FAILURE_RECORD | {ATTEMPTS, DISPATCH, REPLAY, REPUBLISHED}
-TRACEPARENT_LENGTH = 255  # characters; today's have 55, and a later version of the standard may have more
+TRACEPARENT_LENGTH = 255  # characters; version 00 has 55, and a later version of the standard may have more
 _HAVE_COLUMNS = frozenset({ATTEMPTS, DISPATCH, REPLAY})
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What all copies of one life of a task have in common. A replay starts a new life.
+    """Identity of one life of a task. All copies of that life share it; a replay starts a new life.
 
-    A message with the id of another's task is no copy of that.
+    Agent type and user belong to it: a message that reuses the id of another user's task is not a copy.
     """
 
     task_id: UUID
@@ -67,14 +68,14 @@ class Key:
 
 
 def new_id() -> UUID:
-    """A UUIDv7 (RFC 9562), for a task or an event: ordered by the time it was made."""
+    """A new UUIDv7 (RFC 9562) for a task or an event. These ids sort by creation time."""
     return UUID(bytes=uuid_utils.uuid7().bytes)
 
 
 def decode(delivery: Delivery, settings: Settings, *, agent_type: str | None = None) -> Task:
-    """The task in a delivery, which must be for `agent_type` where that is known.
+    """Decode the task in a delivery. If `agent_type` is given, the task must be for it.
 
-    Raises InvalidTask, saying what is wrong with the body.
+    Raises InvalidTask, which says what is wrong with the body.
     """
     if len(delivery.body) > settings.max_payload_bytes:
         raise InvalidTask(
@@ -90,17 +91,17 @@ def decode(delivery: Delivery, settings: Settings, *, agent_type: str | None = N
 
 
 def key_of(task: Task, headers: Mapping[str, Any]) -> Key:
-    """The key under which copies of this task recognise each other."""
+    """The identity that this task shares with its copies."""
     return Key(task.task_id, str(headers.get(REPLAY, "")), task.agent_type, task.user_id)
 
 
 def attempts_of(headers: Mapping[str, Any]) -> int:
-    """Attempts already made, from `warren-attempts`; whatever makes no sense there counts as none."""
+    """Attempts already made, from the header `warren-attempts`. An invalid value counts as 0."""
     return _count(headers.get(ATTEMPTS))
 
 
 def dispatch_of(headers: Mapping[str, Any]) -> int:
-    """Which publication by the store this is, from `warren-dispatch`; 0 for one that came straight here."""
+    """Number of this publication by the store, from `warren-dispatch`; 0 if a producer published directly."""
     return _count(headers.get(DISPATCH))
 
 
@@ -109,11 +110,10 @@ def _count(value: Any) -> int:
 
 
 def carried_along(headers: Mapping[str, Any]) -> Headers:
-    """The headers for a fresh publish of the same task.
+    """The headers to keep when the same task is published again.
 
-    Without what the broker wrote (an `x-death` misroutes the message, and brokers before 4.0.1 drop it as a
-    cycle), without a failure record, without the mark of an earlier second copy, and without further
-    recipients.
+    It drops the broker's `x-` headers (an `x-death` misroutes the message, and brokers before 4.0.1 drop it
+    as a cycle), the failure record, the mark of an earlier second copy, and the further recipients.
     """
     return sendable(
         {
@@ -125,15 +125,15 @@ def carried_along(headers: Mapping[str, Any]) -> Headers:
 
 
 def promoted(priority: int | None, task: Task) -> int:
-    """The AMQP priority of a task that has waited one step with this one: above those that came later."""
+    """The new AMQP priority of a task that has waited one ageing step: above tasks that arrived later."""
     present = AMQP_PRIORITY[task.priority] if priority is None else priority
     return PROMOTED_FROM.get(present, PROMOTED_FROM[AMQP_PRIORITY["low"]] if present < HIGHEST else present)
 
 
 def expiration_of(task: Task, settings: Settings, priority: int) -> float | None:
-    """Seconds until the broker hands the task to ageing: one step, or less if it expires before that.
+    """Seconds until the broker moves the task to ageing: one step, or less if the task expires sooner.
 
-    A task that cannot rise any more keeps its place until it expires; None when it never does.
+    A task with the highest priority waits until it expires. None if it has that priority and never expires.
     """
     step = settings.ageing_step if priority < HIGHEST else None
     if task.expires_at is None:
@@ -153,7 +153,7 @@ def task_message(
     reply_to: str | None = None,
     correlation_id: str | None = None,
 ) -> Message:
-    """A task on its way to its queue. `body` keeps the bytes of a task that came from elsewhere."""
+    """The message that publishes a task. `body` is the original JSON of a task that was received."""
     priority = AMQP_PRIORITY[task.priority] if priority is None else priority
     return Message(
         exchange=names.tasks,
@@ -177,10 +177,10 @@ def again(
     attempts: int,
     priority: int | None = None,
 ) -> Message:
-    """The same task as a fresh publish, with the attempts that it has used up.
+    """The message that publishes a delivered task again, with the number of attempts that it has used.
 
-    It is marked to be looked up: it may have remembered steps, and no broker says any more that it was
-    delivered before.
+    It is marked `warren-republished`, so that the next worker looks the task up in the store: steps may be
+    recorded there, and the broker does not mark a new message as redelivered.
     """
     headers = carried_along(delivery.headers) | {ATTEMPTS: attempts, REPUBLISHED: True}
     return task_message(
@@ -196,7 +196,7 @@ def again(
 
 
 def parcel_of(delivery: Delivery, task: Task) -> Parcel:
-    """What it takes to publish a delivery again, later, from the store."""
+    """The parts of a delivery that the store needs to publish it again later."""
     properties = delivery.properties
     return Parcel(
         body=delivery.body,
@@ -208,7 +208,7 @@ def parcel_of(delivery: Delivery, task: Task) -> Parcel:
 
 
 def kept_headers(headers: Mapping[str, Any]) -> bytes:
-    """Headers as JSON for the store, without those that it has columns for."""
+    """The headers as JSON for the store, without the headers that have columns there."""
     kept = {name: value for name, value in carried_along(headers).items() if name not in _HAVE_COLUMNS}
     return to_json(_with_bytes_named(kept), fallback=str, inf_nan_mode="null")
 
@@ -229,7 +229,7 @@ def _with_bytes_back(value: Any) -> Any:
         case {"$bytes": str(text)} if len(value) == 1:
             try:
                 return bytearray(b64decode(text, validate=True))
-            except ValueError:  # a producer's own table with such a key
+            except ValueError:  # a producer's own table that has this key
                 return value
         case dict():
             return {name: _with_bytes_back(inner) for name, inner in value.items()}
@@ -239,9 +239,9 @@ def _with_bytes_back(value: Any) -> Any:
 
 
 def due_message(due: Due, names: Names, settings: Settings) -> Message:
-    """A task from the store on its way to its queue.
+    """The message that publishes a due task from the store.
 
-    Raises pydantic.ValidationError when the body in the store is no task (any more).
+    Raises pydantic.ValidationError if the body in the store is not a valid task for this version.
     """
     headers: Headers = sendable(_with_bytes_back(from_json(due.parcel.headers)))
     if due.attempts:
@@ -261,7 +261,7 @@ def due_message(due: Due, names: Names, settings: Settings) -> Message:
 
 
 def dead_message(delivery: Delivery, record: DeadLetterHeaders, agent_type: str, names: Names) -> Message:
-    """A dead letter: the body unchanged, the whole failure record in the headers."""
+    """A dead letter: the body is unchanged, and the headers hold the whole failure record."""
     properties = delivery.properties
     return Message(
         exchange=names.dlx,
@@ -277,7 +277,7 @@ def dead_message(delivery: Delivery, record: DeadLetterHeaders, agent_type: str,
 
 
 def lightened(message: Message) -> Message:
-    """The message without what a producer added to its headers, which do not fit into a frame."""
+    """The message without the producer's own headers, for headers that are too large for one frame."""
     own = {
         name: value
         for name, value in message.headers.items()

@@ -1,4 +1,4 @@
-"""Confirmed, mandatory, pipelined publishes: `publish` returns when the broker has taken the message."""
+"""Publisher with confirms, mandatory routing and pipelining: `publish` returns after the broker's confirm."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ log = structlog.get_logger(__name__)
 
 PERSISTENT: Final = 2
 _TOO_LARGE = re.compile(r"message size (\d+) is larger")
-# What pamqp raises for a property that it cannot write, and aiormq for a routing key that is too long.
+# Errors of pamqp for a property that it cannot encode, and of aiormq for a routing key that is too long.
 UNWRITABLE = (ValueError, TypeError, OverflowError, struct.error)
-# RabbitMQ takes about ten years, and closes the channel for more (406). A task that expires later than this
-# is looked at by ageing once a year.
+# RabbitMQ accepts about ten years, and closes the channel for more (406). A task that expires later passes
+# through ageing once a year.
 LONGEST_EXPIRATION: Final = 365 * 86400.0  # seconds
-# Bytes for `warren-republished`, which a second publish adds.
+# Bytes reserved for the header `warren-republished`, which a second publish adds.
 MARK_ROOM: Final = 64
-SMALLEST_FRAME: Final = 4096  # bytes: every peer takes frames of this size (AMQP 0-9-1, 4.2.3)
-FIRST_PAUSE: Final = 0.05  # seconds before a third attempt at one publish; the second comes at once
+SMALLEST_FRAME: Final = 4096  # bytes: every peer accepts frames of this size (AMQP 0-9-1, 4.2.3)
+FIRST_PAUSE: Final = 0.05  # seconds before the third attempt at one publish; the second has no pause
 LONGEST_PAUSE: Final = 5.0
 CLOSE_TIMEOUT: Final = 5.0  # seconds
 
 
 class Publisher:
-    """Publishes on a connection; any number of publishes may be in flight at once."""
+    """Publishes on one connection. Any number of publishes may be in flight at once."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -70,12 +70,12 @@ class Publisher:
     async def publish(self, message: Message, *, timeout: float | None = None) -> None:
         """Publish one message and wait for the broker's confirm, `publish_timeout` seconds at most.
 
-        A message whose confirm was lost with its connection is published again on the next one, marked
-        `warren-republished`, because it may then be there twice.
+        If the connection is lost before the confirm, the message is published again on the next connection.
+        The second copy is marked `warren-republished`, because the broker may hold both.
 
         Raises QueueFull, Unroutable, MessageRefused (MessageTooLarge, HeadersTooLarge), AccessRefused,
-        PublishTimeout (it may or may not have arrived) or BrokerUnavailable. An error whose
-        `may_have_arrived` is true says nothing about an earlier copy that was sent.
+        PublishTimeout (the message may or may not have arrived) or BrokerUnavailable. If an error's
+        `may_have_arrived` is true, an earlier copy was sent and may have arrived.
         """
         limit = self._connection.settings.publish_timeout if timeout is None else timeout
         deadline = asyncio.get_running_loop().time() + limit
@@ -116,7 +116,7 @@ class Publisher:
                 properties=properties,
                 mandatory=message.mandatory,
                 timeout=max(0.0, deadline - asyncio.get_running_loop().time()),
-                # Waiting for the socket to drain as well would halve the rate; the confirm says more.
+                # Waiting for the socket to drain as well would halve the rate. The confirm is the proof.
                 wait=False,
             )
         except UNWRITABLE as error:
@@ -134,9 +134,10 @@ class Publisher:
             ) from error
 
     def _raise_if_refused(self, message: Message, error: BaseException, *, alone: bool) -> None:
-        """Tell whether the channel closed because of this message, or of another one in flight.
+        """Raise the error of this message if the broker closed the channel because of it.
 
-        What the broker says tells it of some refusals; of others, only that the message was `alone`.
+        Another message in flight may be the reason. The broker's text names the message in some refusals.
+        In the others the message is known to be the reason only if it was `alone` on the channel.
         """
         text = str(error)
         exchange = message.exchange or "amq.default"
@@ -153,7 +154,7 @@ class Publisher:
 
     @asynccontextmanager
     async def _alone(self, message_id: str) -> AsyncIterator[None]:
-        """One publish at a time for one message id: returned messages are told apart by nothing else."""
+        """Allow one publish at a time for each message id: only the id identifies a returned message."""
         while (other := self._in_flight.get(message_id)) is not None:
             await other.wait()
         done = self._in_flight[message_id] = asyncio.Event()
@@ -164,10 +165,10 @@ class Publisher:
             done.set()
 
     async def _open_channel(self, deadline: float, *, sent: bool, alone: bool) -> Channel:
-        """The channel that all share, opened anew after a loss. Waits for the connection until `deadline`.
+        """The shared channel, opened again after a loss. Waits for the connection until `deadline`.
 
-        `alone`: a channel of its own, for what was in flight when the broker refused one of several.
-        What it refuses there is this message, and no bystander.
+        With `alone`, a separate channel for this message: it was in flight with others when the broker
+        refused one of them. A refusal on the separate channel can only mean this message.
         """
         if not alone and self._channel is not None and not self._channel.is_closed:
             return self._channel
@@ -197,7 +198,7 @@ class Publisher:
 
 
 async def _close(channel: Channel) -> None:
-    # One that the broker has closed would be waited for in vain.
+    # Closing a channel that the broker has closed would wait for an answer that never comes.
     if not channel.is_closed and why_closed(channel) is None:
         with suppress(*LOST, TimeoutError):
             await asyncio.wait_for(channel.close(), CLOSE_TIMEOUT)
@@ -205,7 +206,7 @@ async def _close(channel: Channel) -> None:
 
 @asynccontextmanager
 async def _noting(was_sent: Callable[[], bool]) -> AsyncIterator[None]:
-    """Mark an error of a message of which an earlier copy was sent and not confirmed."""
+    """Set `may_have_arrived` on an error if an earlier copy of the message was sent and not confirmed."""
     try:
         yield
     except BrokerError as error:
@@ -228,14 +229,14 @@ def _properties(message: Message) -> spec.Basic.Properties:
 
 
 def _expiration(seconds: float | None) -> str | None:
-    """Milliseconds in a string, as AMQP has them, and no more than the broker takes."""
+    """The expiration as AMQP wants it: milliseconds in a string, at most LONGEST_EXPIRATION."""
     return None if seconds is None else str(int(max(0.0, min(seconds, LONGEST_EXPIRATION)) * 1000))
 
 
 def _check_size(message: Message, properties: spec.Basic.Properties, room: int) -> None:
     """Raise HeadersTooLarge unless the content header fits into one frame of `room` bytes.
 
-    The broker closes the whole connection for one that does not (501), and with it the publishes of others.
+    The broker closes the whole connection for a larger header (501), which would break all other publishes.
     """
     if _at_most(message) < SMALLEST_FRAME - MARK_ROOM:
         return
@@ -248,7 +249,7 @@ def _check_size(message: Message, properties: spec.Basic.Properties, room: int) 
 
 
 def _at_most(message: Message) -> int:
-    """A cheap upper bound of the content header, in bytes; only what is over it is measured."""
+    """A cheap upper bound of the content header's size, in bytes. It saves measuring small headers."""
     size = 2048  # the other properties: at most seven strings of 255 bytes
     for name, value in message.headers.items():
         size += 4 * len(name) + 16

@@ -1,5 +1,8 @@
-"""Which queues an answer may be sent to. A producer names one in `reply_to`, and Warren publishes to it with
-its own rights, so a producer could otherwise write to queues that it has no right to."""
+"""Reply messages, and the rule for the queues that they may go to.
+
+A producer names the queue in `reply_to`, and Warren publishes there with its own permissions. Without the
+rule, a producer could write to queues that it has no permission for.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ from warren_schemas import (
     Task,
 )
 
-# RabbitMQ's direct reply-to: such a name leads to the channel that asked, and nowhere else.
+# RabbitMQ's direct reply-to: a name with this prefix leads only to the channel that asked.
 DIRECT: Final = "amq.rabbitmq.reply-to."
 
 
 class Replies:
-    """The rule for `reply_to` in one namespace; `refusals` counts what it refused."""
+    """The rule for `reply_to` in one namespace. `refusals` counts the refused queues."""
 
     def __init__(self, settings: Settings) -> None:
         names = Names(settings.namespace)
@@ -34,7 +37,7 @@ class Replies:
         self.refusals = Refusals("reply_to.refused")
 
     def allow(self, queue: str) -> bool:
-        """Whether answers may go to this queue. One that is refused is counted, and logged now and then."""
+        """Whether replies may go to this queue. A refusal is counted, and logged at a limited rate."""
         if queue.startswith((self._clients, DIRECT)):
             return True
         if queue.startswith(self._ours):
@@ -53,7 +56,7 @@ def result_message(
     correlation_id: str | None,
     headers: Headers | None = None,
 ) -> Message:
-    """The answer to whoever asked for it, through the default exchange."""
+    """The reply message, for the default exchange."""
     return Message(
         exchange="",
         routing_key=reply_to,
@@ -65,9 +68,9 @@ def result_message(
 
 
 def result_body(task: Task, result: bytes, attempts: int) -> bytes:
-    """A succeeded `Result` as JSON, around a result that is JSON already.
+    """A succeeded `Result` as JSON. `result` is JSON already.
 
-    Encoding it through the model would decode and encode up to `max_result_bytes` once more.
+    Encoding through the model would decode and encode up to `max_result_bytes` once more.
     """
     head = (
         f'{{"version":1,"task_id":"{task.task_id}","status":"succeeded","attempts":{attempts},"error":null,'
@@ -82,10 +85,10 @@ def cancelled_body(task_id: UUID, attempts: int) -> bytes:
 
 
 def undelivered_body(task_id: UUID, attempts: int, problem: str) -> bytes:
-    """A dead `Result` as JSON, for a result that the broker does not carry.
+    """A dead `Result` as JSON, for a result that the broker refuses.
 
-    The store says how the task itself ended. Nothing else than dead would tell the one who waits that
-    there is no result.
+    The store keeps how the task itself ended. Only the status dead tells the waiting client that no result
+    will come.
     """
     fields = {
         "version": 1,
@@ -102,9 +105,9 @@ def undelivered_body(task_id: UUID, attempts: int, problem: str) -> bytes:
 
 
 def id_of_what_is_no_task(delivery: Delivery) -> UUID:
-    """The best guess at the task id of a message that is no task: its message id, or its correlation id.
+    """The likely task id of a message that is not a task: its message id, or else its correlation id.
 
-    Neither need be a UUID, but a result has to have one: the nil UUID (RFC 9562) says that it is unknown.
+    A result must have a UUID. If neither id is one, the nil UUID (RFC 9562) stands for unknown.
     """
     for text in (delivery.properties.message_id, delivery.properties.correlation_id):
         with suppress(ValueError):

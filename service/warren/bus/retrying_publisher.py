@@ -1,4 +1,4 @@
-"""Publishing what must not be lost: again and again, until the broker has taken it."""
+"""Retrying publisher: publishes a message again until the broker confirms it."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from warren_schemas import REPUBLISHED
 
 log = structlog.get_logger(__name__)
 
-# Seconds between attempts: at first, and at most.
+# Seconds between attempts: the first pause, and the longest.
 PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 15.0
 
 Refusals: TypeAlias = tuple[type[BrokerError], ...]
 REFUSALS: Final[Refusals] = (QueueFull, MessageRefused)
-"""What no waiting changes, or what its caller has to decide about."""
+"""Errors that waiting does not change, or that the caller decides about."""
 
 
 async def publish_lightly(publisher: Publisher, message: Message) -> None:
-    """Publish, without what a producer added to the headers if they do not fit into a frame.
+    """Publish a message. If its headers do not fit into a frame, leave the producer's own headers out.
 
-    Raises what `Publisher.publish` raises.
+    Raises the errors of `Publisher.publish`.
     """
     try:
         await publisher.publish(message)
@@ -50,19 +50,19 @@ async def publish_lightly(publisher: Publisher, message: Message) -> None:
 
 
 class RetryingPublisher:
-    """Waits for a broker that is away, blocked or refuses us for a while, with growing pauses.
+    """Publishes with growing pauses while the broker is away, blocked, or refuses for a while.
 
-    `declare` puts back exchanges and queues that were deleted.
+    `declare` declares deleted exchanges and queues again.
     """
 
     def __init__(self, publisher: Publisher, declare: Callable[[], Awaitable[None]] | None = None) -> None:
         self._publisher, self._declare = publisher, declare
 
     async def publish(self, message: Message, *, raises: Refusals = REFUSALS) -> None:
-        """Publish a message, as long as it takes. Raises only what `raises` names.
+        """Publish a message, without a time limit. Raises only the errors in `raises`.
 
-        A message that no queue takes is published again after everything has been declared. One that may
-        have arrived is marked `warren-republished`.
+        An unroutable message is published again after everything has been declared. A message that may have
+        arrived is marked `warren-republished`.
         """
         pauses = GrowingPause(PAUSE, LONGEST_PAUSE)
         while True:

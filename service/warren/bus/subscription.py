@@ -1,4 +1,4 @@
-"""What everybody is to hear who listens: messages of an exchange, on a queue of one's own."""
+"""Broadcast subscription: receives the messages of an exchange on an exclusive queue."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from warren.errors import BrokerError, BrokerUnavailable, ConfigurationError
 
 log = structlog.get_logger(__name__)
 
-PREFETCH: Final = 1000  # such messages are small, and are dealt with at once
-REBIND: Final = 5.0  # seconds between two bindings: an exchange that was deleted takes its bindings with it
+PREFETCH: Final = 1000  # broadcast messages are small, and each is handled at once
+REBIND: Final = 5.0  # seconds between two bindings: a deleted exchange loses its bindings
 
 
 class Subscription:
-    """A queue that only this connection may use and that goes with it, bound to an exchange by patterns.
+    """An exclusive queue, bound to an exchange by patterns. The broker deletes it with the connection.
 
-    `on_delivery` acknowledges; it must not block. `on_declared` is called whenever there is a new queue: what
-    was published since the last one was lost is missed. `prefix` begins the queue's name. A missing
-    exchange is declared where `kind` says what it is, which needs a permission that listeners do not have.
+    `on_delivery` acknowledges each delivery and must not block. `on_declared` is called after each new queue:
+    messages published between the loss of the old queue and the new one are missed. The queue's name begins
+    with `prefix`. If `kind` is given, a missing exchange is declared with that kind; this needs a permission
+    that listeners do not have.
     """
 
     def __init__(
@@ -48,9 +49,9 @@ class Subscription:
         self._is_declared = False
 
     async def declare(self) -> None:
-        """Make the queue: from now on, nothing is missed. `run` does it, where nobody has."""
-        # A new name each time: until the broker has noticed that the last connection is gone, the queue
-        # that was exclusive to it is locked.
+        """Declare the queue. No message is missed from now on. `run` calls it if the caller has not."""
+        # A new name each time: the old queue is exclusive to the old connection, and stays locked until the
+        # broker notices that this connection is gone.
         name = self._consumer.queue = self._new_name()
         await self._connection.declare(
             Topology(await self._missing(), (Queue(name, exclusive=True),), self._bindings())
@@ -59,7 +60,7 @@ class Subscription:
         self._on_declared()
 
     async def _missing(self) -> tuple[Exchange, ...]:
-        """The exchange, where it is missing and ours to declare: looking needs fewer rights."""
+        """The exchange, if it is missing and ours to declare. The check needs fewer permissions."""
         is_there = not self._exchanges or await self._connection.has_exchange(self._exchange)
         return () if is_there else self._exchanges
 
@@ -67,10 +68,10 @@ class Subscription:
         return tuple(Binding(self._exchange, self._consumer.queue, pattern) for pattern in self._patterns)
 
     async def run(self) -> None:
-        """Take messages in until cancelled."""
+        """Consume messages until cancelled."""
         if not self._is_declared:
             await self._connection.ready()
-            with suppress(BrokerUnavailable):  # the consumer declares it again, and waits for the connection
+            with suppress(BrokerUnavailable):  # the consumer waits for the connection and declares it again
                 await self.declare()
         self._consumer.want(PREFETCH)
         binding = asyncio.create_task(self._stay_bound(), name=f"bindings of {self._prefix}")
@@ -81,7 +82,7 @@ class Subscription:
             await self._consumer.close()
 
     async def _stay_bound(self) -> None:
-        """Bind the queue again and again: no broker tells that an exchange is gone."""
+        """Bind the queue every REBIND seconds: the broker does not report a deleted exchange."""
         while True:
             await asyncio.sleep(REBIND)
             if not self._connection.is_open:

@@ -1,4 +1,4 @@
-"""TLS to the broker: the certificates that an address names, and the meaning of a failed handshake."""
+"""TLS to the broker: certificates from the address, and explanations of a failed handshake."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 from warren.errors import ConfigurationError
 from warren.settings.addresses import AMQP_SETTING, Address
 
-# What a connection that breaks off says in the words of TLS: no refusal.
+# TLS errors of a connection that was cut. They are not a refusal.
 _BROKEN_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 
 def tls_context(address: Address) -> ssl.SSLContext | None:
-    """The context for an `amqps` address, None for others. It reads files: run it in a thread.
+    """The TLS context for an `amqps` address; None for `amqp`. It reads files, so run it in a thread.
 
-    The broker's certificate is verified unless the address says otherwise. Raises ConfigurationError for
-    files that cannot be read.
+    The broker's certificate is verified unless the address turns that off. Raises ConfigurationError for
+    a file that cannot be read.
     """
     if address.scheme != "amqps":
         return None
@@ -35,7 +35,7 @@ def tls_context(address: Address) -> ssl.SSLContext | None:
     elif cafile := given.get("cafile"):
         context = _read("cafile", cafile, lambda: ssl.create_default_context(cafile=cafile))
     if certfile := given.get("certfile"):
-        # Without a password OpenSSL would ask for one on the terminal, and a service would hang.
+        # Without a password callback OpenSSL would ask on the terminal, and a service would hang.
         _read(
             "certfile",
             certfile,
@@ -59,7 +59,7 @@ def _no_password() -> str:
 
 
 def what_tls_refused(error: BaseException) -> str | None:
-    """What went wrong in the handshake, or None where TLS is not the reason. aiormq hides it in the cause."""
+    """Why the handshake failed, or None if TLS is not the reason. aiormq keeps the reason in the cause."""
     cause = error if isinstance(error, ssl.SSLError) else error.__cause__
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
@@ -69,6 +69,6 @@ def what_tls_refused(error: BaseException) -> str | None:
     if isinstance(cause, ssl.SSLError) and not isinstance(cause, _BROKEN_OFF):
         why = cause.reason or cause
         return f"TLS fails: {why}. {_OUR_CERTIFICATE}"
-    if isinstance(cause, (ConnectionResetError, IncompleteReadError)):  # its alert can get lost on the way
+    if isinstance(cause, (ConnectionResetError, IncompleteReadError)):  # the broker's TLS alert can get lost
         return f"it broke off the handshake ({error}). {_OUR_CERTIFICATE}"
     return None

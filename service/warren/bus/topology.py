@@ -1,7 +1,7 @@
-"""Exchanges, queues and bindings as frozen data; `bus` declares what stands here.
+"""Topology: exchanges, queues and bindings as frozen data, which `Connection.declare` declares.
 
-Names and arguments are the wire contract. Both queue profiles are built from one description: what a
-profile cannot do is left out, and told by `WEAKER`.
+Names and arguments are part of the wire contract. One description serves both queue profiles. Features that a
+profile lacks are left out, and `WEAKER` lists them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from warren_schemas import REASON
 Profile = Literal["quorum", "classic"]
 Arguments = dict[str, str | int | bool | None]
 
-# Strict priorities on quorum queues, and a headers exchange that splits by `x-first-death-reason`.
+# The first version with strict priorities on quorum queues and a headers exchange that can match
+# `x-first-death-reason`.
 QUORUM_SINCE = (4, 3)
-# Brokers whose classic queues take `x-consumer-timeout`; before them, and where a queue was made without it,
-# the node's own `consumer_timeout` counts. Since 4.3 classic queues take no deliveries back, and no argument.
+# The first version whose classic queues accept `x-consumer-timeout`. Older brokers, and queues made without
+# it, use the node's own `consumer_timeout`. Since 4.3 classic queues have no time-out and no such argument.
 CONSUMER_TIMEOUT_SINCE = (3, 12)
-DEFAULT_CONSUMER_TIMEOUT = 1800.0  # seconds: RabbitMQ's default of `consumer_timeout`
-# Priorities run from 2 (low) to 8 (urgent); one above, so that an odd priority between two classes fits.
+DEFAULT_CONSUMER_TIMEOUT = 1800.0  # seconds: RabbitMQ's default for `consumer_timeout`
+# Classes have the priorities 2 (low) to 8 (urgent). Promoted tasks have odd priorities, up to 9.
 CLASSIC_MAX_PRIORITY = 9
 
 WEAKER: dict[Profile, tuple[str, ...]] = {
@@ -46,9 +47,9 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Queue:
-    """A queue and its arguments (`x-…`), which the broker never lets anybody change.
+    """A queue and its arguments (`x-…`). The broker does not allow a change of the arguments.
 
-    It is durable, unless it is exclusive: then it goes with the connection that declared it.
+    A queue is durable unless it is exclusive; an exclusive one ends with the connection that declared it.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Queue:
 
 @dataclass(frozen=True)
 class Binding:
-    """What makes an exchange pass messages on to a queue."""
+    """A binding: the exchange passes matching messages on to the queue."""
 
     exchange: str
     queue: str
@@ -68,7 +69,7 @@ class Binding:
 
 @dataclass(frozen=True)
 class Topology:
-    """Everything to be declared, in this order: exchanges, queues, bindings."""
+    """Everything to declare, in this order: exchanges, queues, bindings."""
 
     exchanges: tuple[Exchange, ...]
     queues: tuple[Queue, ...]
@@ -88,7 +89,7 @@ class Names:
 
     @property
     def dlx(self) -> str:
-        """The exchange for everything that leaves a task queue without having succeeded."""
+        """The dead-letter exchange, for messages that leave a task queue without success."""
         return f"{self.namespace}.dlx"
 
     @property
@@ -103,7 +104,7 @@ class Names:
 
     @property
     def ageing(self) -> str:
-        """The queue of tasks that waited one step."""
+        """The queue of tasks that waited one ageing step."""
         return f"{self.namespace}.ageing"
 
     @property
@@ -113,12 +114,12 @@ class Names:
 
     @property
     def prefix(self) -> str:
-        """What the name of everything here begins with."""
+        """The prefix of all names in this namespace."""
         return f"{self.namespace}."
 
     @property
     def replies(self) -> str:
-        """What the names of the queues begin with that clients receive results on."""
+        """The prefix of the reply queues that clients receive results on."""
         return f"{self.namespace}.replies."
 
     def queue(self, agent_type: str) -> str:
@@ -131,7 +132,7 @@ class Names:
 
 
 def profile_for(version: str, settings: Settings) -> Profile:
-    """The queue profile for a broker of this version (`"4.3.6"`), unless the settings insist on one."""
+    """The queue profile: the one in the settings, or else the best for this broker version (`"4.3.6"`)."""
     if settings.queue_profile != "auto":
         return settings.queue_profile
     return "quorum" if _number(version) >= QUORUM_SINCE else "classic"
@@ -145,16 +146,16 @@ def _number(version: str) -> tuple[int, int]:
 def carries_consumer_timeout(profile: Profile, version: str) -> bool:
     """Whether task queues of this profile carry `x-consumer-timeout` on a broker of this version.
 
-    A classic queue that was made without it may be declared with it: the broker compares the argument of
-    quorum queues only, and leaves a classic queue as it is.
+    A classic queue made without the argument may be declared with it: the broker compares this argument for
+    quorum queues only, and leaves a classic queue unchanged.
     """
     return profile == "quorum" or CONSUMER_TIMEOUT_SINCE <= _number(version) < QUORUM_SINCE
 
 
 def longest_delivery(profile: Profile, version: str, settings: Settings) -> float | None:
-    """Seconds that the broker leaves a delivery unacknowledged, as far as can be known; None: for ever.
+    """The broker's time-out for an unacknowledged delivery, in seconds; None if there is none.
 
-    A policy, or a node's own `consumer_timeout`, may say otherwise, and AMQP does not tell.
+    A policy or a node's own `consumer_timeout` may differ, and AMQP offers no way to read them.
     """
     if carries_consumer_timeout(profile, version):
         return settings.consumer_timeout
@@ -162,7 +163,7 @@ def longest_delivery(profile: Profile, version: str, settings: Settings) -> floa
 
 
 def too_long_for(timeout: float, profile: Profile, version: str, settings: Settings) -> str | None:
-    """What to tell of an agent whose attempts may last so many seconds, or None where that is no problem."""
+    """A warning if an attempt of `timeout` seconds can outlast the consumer time-out; None if it cannot."""
     held = longest_delivery(profile, version, settings)
     if held is None or timeout < held:
         return None
@@ -179,7 +180,7 @@ def too_long_for(timeout: float, profile: Profile, version: str, settings: Setti
 
 
 def exchanges(names: Names) -> tuple[Exchange, ...]:
-    """The four exchanges."""
+    """The four exchanges of a namespace."""
     return (
         Exchange(names.tasks, "direct"),
         Exchange(names.dlx, "headers"),
@@ -191,7 +192,7 @@ def exchanges(names: Names) -> tuple[Exchange, ...]:
 def task_queue(
     agent_type: str, names: Names, profile: Profile, settings: Settings, version: str = "0.0"
 ) -> Queue:
-    """The queue of one agent type: priorities, a capacity that refuses, a dead-letter exchange."""
+    """The queue of one agent type, with priorities, a capacity that refuses more, a dead-letter exchange."""
     arguments: Arguments = {
         "x-max-length": settings.queue_capacity,
         "x-overflow": "reject-publish",
@@ -211,10 +212,10 @@ def task_queue(
 
 
 def keeping_queue(name: str, profile: Profile) -> Queue:
-    """A queue that gives nothing away: no capacity, and no delivery limit.
+    """A queue that drops no message: it has no capacity and no delivery limit.
 
-    Quorum queues have a limit of 20 deliveries by default (RabbitMQ 4.0), after which a message without a
-    dead-letter exchange is dropped: -1 takes that limit away.
+    Quorum queues have a default limit of 20 deliveries (RabbitMQ 4.0). After it, a message without a
+    dead-letter exchange is dropped. -1 removes that limit.
     """
     if profile == "quorum":
         return Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": -1})
@@ -222,9 +223,9 @@ def keeping_queue(name: str, profile: Profile) -> Queue:
 
 
 def bindings(names: Names) -> tuple[Binding, ...]:
-    """How the dead-letter exchange splits: expired tasks to ageing, the others to dead.
+    """The bindings of the dead-letter exchange: expired tasks go to ageing, the others to the dead queue.
 
-    `any-with-x`: headers that begin with `x-` take part in the match (RabbitMQ, *Headers Exchange*).
+    With `any-with-x`, headers that begin with `x-` take part in the match (RabbitMQ, *Headers Exchange*).
     """
 
     def died_of(reason: str, queue: str) -> Binding:
@@ -235,7 +236,7 @@ def bindings(names: Names) -> tuple[Binding, ...]:
         died_of("rejected", names.dead),
         died_of("delivery_limit", names.dead),
         died_of("maxlen", names.dead),
-        # No value: the header only has to be there.
+        # No value: the header only has to exist.
         Binding(names.dlx, names.dead, "", {"x-match": "any", REASON: None}),
     )
 
@@ -243,7 +244,7 @@ def bindings(names: Names) -> tuple[Binding, ...]:
 def topology(
     agent_types: Iterable[str], profile: Profile, settings: Settings, version: str = "0.0"
 ) -> Topology:
-    """Everything that a worker with these agent types needs on a broker of this version."""
+    """The topology that a worker with these agent types needs on a broker of this version."""
     names = Names(settings.namespace)
     types = tuple(agent_types)
     return Topology(

@@ -1,4 +1,4 @@
-"""Upkeep of the topology: notices exchanges that were deleted, and declares everything again."""
+"""Topology upkeep: detects deleted exchanges and declares everything again."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from warren.errors import BrokerError, Unroutable
 
 log = structlog.get_logger(__name__)
 
-INTERVAL: Final = 5.0  # seconds between two looks
+INTERVAL: Final = 5.0  # seconds between two checks
 
 
 class Upkeep:
-    """Looks after the exchanges of one worker's tasks and dead letters.
+    """Keeps a worker's task exchange and dead-letter exchange declared and bound.
 
-    An exchange that is deleted takes its bindings with it, and no broker tells anybody. When another process
-    has made it again, it is there, but without our bindings. So a queue of our own is bound to it as the task
-    queues are, and a small message sent there now and then: it comes back when the bindings are gone.
+    A deleted exchange loses its bindings, and the broker does not report it. If another process declares it
+    again, the exchange exists, but our bindings are missing. So the worker binds a small queue of its own to
+    the task exchange, like the task queues, and publishes a message there at each check. The broker returns
+    the message if the bindings are gone.
 
     `declare` declares everything that the worker needs.
     """
@@ -37,7 +38,7 @@ class Upkeep:
         self._bound_at: int | None = None  # the connection's number of reconnects when our queue was bound
 
     async def run(self) -> None:
-        """Look every `INTERVAL` seconds, for ever."""
+        """Check every `INTERVAL` seconds until cancelled."""
         while True:
             await self._connection.ready()
             try:
@@ -48,7 +49,7 @@ class Upkeep:
             await asyncio.sleep(INTERVAL)
 
     async def _is_whole(self) -> bool:
-        """Whether our binding to the task exchange is there, and the dead-letter exchange."""
+        """Whether our binding to the task exchange and the dead-letter exchange both exist."""
         message = Message(self._names.tasks, self._queue, b"", str(new_id()), expiration=INTERVAL)
         try:
             await self._publisher.publish(message)
@@ -60,7 +61,7 @@ class Upkeep:
         if self._bound_at == self._connection.reconnects:  # else only our own queue is missing
             log.warning("topology.declared_again", reason="an exchange was deleted, or made without bindings")
         await self._declare()
-        # Exclusive to this connection, and of a new name: that of the last connection may still be locked.
+        # A new name each time: the queue is exclusive, and the last connection's may still be locked.
         self._queue = self._new_name()
         queue = Queue(self._queue, {"x-max-length": 1}, exclusive=True)
         binding = Binding(self._names.tasks, self._queue, self._queue)

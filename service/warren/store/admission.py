@@ -1,9 +1,9 @@
-"""The front door's way into the outbox: tasks are let in as rows, within the quotas of their users.
+"""Admission control: the gateway inserts tasks into the outbox, within the quotas of their users.
 
-Quotas count the rows that have not ended, in the transaction that adds to them, so a slot is free again
-however its task ends. That is exact: whoever lets in tasks of the same user waits for the others, on
-PostgreSQL by an advisory lock, on SQLite because it has one writer. The outbox's capacity is not as exact:
-on PostgreSQL users that enter at the same moment do not see each other.
+A quota counts the user's unfinished rows in the transaction that adds new ones, so every end of a task frees
+its place. Quotas are exact: admissions of the same user wait for each other, on PostgreSQL by an advisory
+lock, on SQLite because it has one writer. The outbox's capacity is approximate: on PostgreSQL, admissions of
+different users at the same moment do not see each other.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from warren.store.stored_message import Parcel
 from warren_schemas import AMQP_PRIORITY, Task
 
 GROUP: Final = 1000  # tasks in one transaction at most, unless one list is longer
-# The part of the outbox, one in so many, in which nobody may have more waiting than there is room left: those
-# who fill it leave some for the next user (dynamic thresholds; Choudhury and Hahne, 1998).
+# The last tenth of the outbox is shared: there a user may have no more tasks waiting than there is room
+# left. So users that fill the outbox leave room for others (dynamic thresholds; Choudhury and Hahne, 1998).
 LAST: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """A task that asks to be let in; `due_at` (seconds since the epoch) is None for one that is due now."""
+    """A task to admit. `due_at` is in seconds since the epoch; None means now."""
 
     task_id: UUID
     agent_type: str
@@ -51,7 +51,7 @@ class NewTask:
 
     @classmethod
     def of(cls, task: Task, headers: Mapping[str, str] = MappingProxyType({})) -> Self:
-        """What is asked for a task: it waits until its `not_before`. `headers` are those of its message."""
+        """The admission of a task, due at its `not_before`. `headers` are for its message."""
         return cls(
             task_id=task.task_id,
             agent_type=task.agent_type,
@@ -64,7 +64,7 @@ class NewTask:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """It is durable. `existed`: the user's idempotency key was used before, and this is the task it made."""
+    """The task is durable. `existed`: the user used this idempotency key before, for the task named here."""
 
     task_id: UUID
     existed: bool = False
@@ -72,14 +72,14 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """There is a task of this id already."""
+    """A task with this id exists already."""
 
     task_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
 class KeyConflict:
-    """The user's idempotency key is that of this task, which has another agent type or payload."""
+    """The user's idempotency key belongs to this task, which has another agent type or payload."""
 
     task_id: UUID
     key: str
@@ -87,7 +87,7 @@ class KeyConflict:
 
 @dataclass(frozen=True, slots=True)
 class QuotaExceeded:
-    """The user has as many unfinished tasks as it may."""
+    """The user has reached the limit of unfinished tasks."""
 
     limit: int
     unfinished: int
@@ -95,7 +95,7 @@ class QuotaExceeded:
 
 @dataclass(frozen=True, slots=True)
 class OutboxFull:
-    """As many tasks as there may be are due and wait to be published; or nearly, and many are the user's."""
+    """The outbox holds as many due tasks as it may, or nearly as many and too many of them are the user's."""
 
     capacity: int
     waiting: int
@@ -107,7 +107,7 @@ Answer: TypeAlias = Admitted | Conflict | KeyConflict | QuotaExceeded | OutboxFu
 
 @dataclass(slots=True)
 class _Known:
-    """What the database says, and what has been let in since it was asked."""
+    """The state read from the database, and the tasks admitted since then."""
 
     task_ids: set[UUID]
     by_key: dict[tuple[str, str], UUID]
@@ -117,7 +117,7 @@ class _Known:
     new: list[NewTask] = field(default_factory=list)
 
     def let_in(self, entry: NewTask, *, is_due: bool) -> None:
-        """Count a task in."""
+        """Count a task as admitted."""
         self.new.append(entry)
         self.task_ids.add(entry.task_id)
         self.unfinished[entry.user_id] += 1
@@ -128,7 +128,7 @@ class _Known:
 
 
 class _Request:
-    """Some tasks that ask to be let in together, and the answers that somebody waits for."""
+    """Tasks to admit together, and a future with their answers."""
 
     def __init__(self, entries: Sequence[NewTask]) -> None:
         self.entries = entries
@@ -144,7 +144,7 @@ class _Request:
 
 
 class Admission:
-    """Lets tasks in, at most so many unfinished ones of a user, and so many in the outbox."""
+    """Admits tasks, with a limit of unfinished tasks for each user and of due tasks in the outbox."""
 
     def __init__(self, store: Store, *, max_tasks_per_user: int, outbox_capacity: int) -> None:
         self._store = store
@@ -154,16 +154,16 @@ class Admission:
         self._writing: asyncio.Task[None] | None = None
 
     async def admit(self, entries: Sequence[NewTask]) -> list[Answer]:
-        """Let tasks in, in one transaction: an answer for each, in order. Durable when it returns.
+        """Admit tasks in one transaction: an answer for each, in order. Durable when it returns.
 
-        Those who ask while others are let in share the next transaction. Raises StoreUnavailable when the
-        database is away; then none is let in, unless some have used their idempotency keys before: then it
-        may be raised after the others were let in.
+        Calls that arrive during a transaction share the next one. Raises StoreUnavailable when the database
+        is away. Then no task was admitted, with one exception: if some idempotency keys were used before, the
+        error may come after the other tasks were admitted.
         """
         request = _Request([_fitted(entry) for entry in entries])
         self._waiting.append(request)
         if self._writing is None or self._writing.done():
-            # In a task of its own: somebody who does not wait any more holds up nobody else.
+            # In a separate asyncio task: a cancelled caller does not delay the others.
             self._writing = asyncio.create_task(self._write_all())
         answers = await request.answers
         return [
@@ -172,9 +172,9 @@ class Admission:
         ]
 
     async def _compared(self, entry: NewTask, answer: Answer) -> Answer:
-        """The answer, or a conflict where the first task with the key was another one.
+        """The answer, or a conflict if the first task with the key asked for something else.
 
-        Bodies are read outside the transaction and one at a time: a thousand could be a gigabyte.
+        Bodies are read outside the transaction, one at a time: a thousand bodies could be a gigabyte.
         """
         if not (isinstance(answer, Admitted) and answer.existed and entry.idempotency_key is not None):
             return answer
@@ -184,7 +184,7 @@ class Admission:
         return KeyConflict(answer.task_id, entry.idempotency_key)
 
     async def _first(self, task_id: UUID) -> FirstRequest | None:
-        """The task that has the key, or None: it was pruned a moment ago."""
+        """The task that has the key, or None if it was just pruned."""
         query = select(tasks.c.task_id, tasks.c.agent_type, tasks.c.body).where(tasks.c.task_id == task_id)
         row = await self._store.read(lambda connection: connection.execute(query).one_or_none())
         return None if row is None else FirstRequest(*row)
@@ -203,11 +203,11 @@ class Admission:
         except (StoreUnavailable, StoreUnusable) as error:
             for request in group:
                 request.fail(error)
-        except Exception as error:  # noqa: BLE001 - whoever asked for it is told
+        except Exception as error:  # noqa: BLE001 - the caller gets it
             if len(group) == 1:
                 group[0].fail(error)
                 return
-            for request in group:  # one of them is to blame
+            for request in group:  # one of them caused the error
                 await self._answer([request])
         else:
             for request in group:
@@ -222,7 +222,7 @@ class Admission:
                 now = time.time()
                 known = self._known(connection, asking, now)
                 decided = [self._decide(entry, known, now) for entry in asking]
-                # Another producer may have made some of these just now, without our lock: look again.
+                # Another producer, without our lock, may just have inserted some of these: look again.
                 overtaken = self._overtaken(connection, known.new, now)
                 answers |= {
                     number: answer
@@ -254,10 +254,10 @@ class Admission:
         return self._capacity - waiting <= self._capacity // LAST
 
     def _lock(self, connection: Connection, users: Collection[str]) -> None:
-        """PostgreSQL: from here on nobody else lets tasks of these users in, until the transaction ends."""
+        """PostgreSQL: lock the users, so that other admissions of theirs wait until the transaction ends."""
         if self._store.is_sqlite:
             return
-        # In their order, so that two that let in tasks of the same users do not wait for each other.
+        # Sorted, so that two admissions of the same users cannot deadlock.
         numbers = bindparam("numbers", sorted(map(_lock_number, users)), type_=ARRAY(BigInteger))
         number = func.unnest(numbers).column_valued("number")
         connection.execute(select(func.pg_advisory_xact_lock(number)))
@@ -265,7 +265,7 @@ class Admission:
     def _known(self, connection: Connection, entries: Sequence[NewTask], now: float) -> _Known:
         ids = select(tasks.c.task_id).where(tasks.c.task_id.in_([entry.task_id for entry in entries]))
         users = {entry.user_id for entry in entries}
-        # Not those of tomorrow: they take nobody's room. And not more than matter.
+        # Only due tasks count: those due later take no room in the outbox. The limit saves counting more.
         is_due = tasks.c.due_at <= now
         due = select(tasks.c.task_id).where(is_due).limit(self._capacity)
         waiting = int(connection.execute(select(func.count()).select_from(due.subquery())).scalar_one())
@@ -279,7 +279,7 @@ class Admission:
         )
 
     def _overtaken(self, connection: Connection, new: Sequence[NewTask], now: float) -> set[UUID]:
-        """Insert the rows; gives the tasks whose id or key has one by now after all."""
+        """Insert the rows. Returns the tasks whose id or key another producer has inserted first."""
         if not new:
             return set()
         statement = self._insert(tasks).on_conflict_do_nothing().returning(tasks.c.task_id)
@@ -288,14 +288,14 @@ class Admission:
 
 
 def _counted(connection: Connection, users: Collection[str], which: ColumnElement[bool]) -> Counter[str]:
-    """How many such tasks each of these users has."""
+    """The number of matching tasks for each of these users."""
     query = select(tasks.c.user_id, func.count()).where(tasks.c.user_id.in_(users), which)
     rows = connection.execute(query.group_by(tasks.c.user_id))
     return Counter({user_id: count for user_id, count in rows})  # noqa: C416
 
 
 def _by_key(connection: Connection, entries: Sequence[NewTask]) -> dict[tuple[str, str], UUID]:
-    """The tasks that have the idempotency keys of these already."""
+    """The existing tasks with the idempotency keys of these entries."""
     wanted = {
         (entry.user_id, entry.idempotency_key) for entry in entries if entry.idempotency_key is not None
     }
@@ -312,10 +312,11 @@ def _by_key(connection: Connection, entries: Sequence[NewTask]) -> dict[tuple[st
 
 
 def _keep(connection: Connection, task_ids: Collection[UUID]) -> set[UUID]:
-    """Have the relay publish these, whatever their own producer does: gives those that are still there.
+    """Leave these tasks to the relay, and stop their producer from deleting them. Returns those that remain.
 
-    A producer that publishes a task itself takes it back when the broker refuses it (`Entrance.withdraw`). By
-    then somebody else may have been told that it is let in; so it gets another number, and stays.
+    A producer that publishes a task itself deletes its row if the broker refuses the task
+    (`Entrance.withdraw`). But the gateway is about to report the task as accepted. So its dispatch number
+    goes up, and the producer's delete, which names the old number, finds no row.
     """
     if not task_ids:
         return set()
@@ -325,7 +326,7 @@ def _keep(connection: Connection, task_ids: Collection[UUID]) -> set[UUID]:
 
 
 def _fitted(entry: NewTask) -> NewTask:
-    """With texts as every database takes them."""
+    """The entry with its texts made to fit their columns."""
     key = entry.idempotency_key
     return NewTask(
         entry.task_id,
@@ -350,5 +351,5 @@ def _row(entry: NewTask, now: float) -> dict[str, Any]:
 
 
 def _lock_number(user_id: str) -> int:
-    """A user's number among PostgreSQL's advisory locks; others of the same database use some of them too."""
+    """The user's number among PostgreSQL's advisory locks, which other programs use too."""
     return int.from_bytes(sha256(f"warren quota {user_id}".encode()).digest()[:8], signed=True)

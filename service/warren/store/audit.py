@@ -1,7 +1,6 @@
-"""The audit: who did what, for whoever has to find out later. Rows are written, never changed.
+"""Audit log: who did what, and when. Rows are added and never changed.
 
-A row is written in the transaction that does what it tells: there is neither a deed without a row, nor a row
-without a deed.
+A row is written in the same transaction as the action that it records.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ from warren.store.schema import audit, fitting, readable
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What is written down of something that somebody does, for example `key.revoke`.
+    """An audit entry for an action, for example `key.revoke`, before it is written.
 
-    `user_id` is who does it. Without a key, `actor_key_id` is None, and that is an account of this machine.
+    `user_id` is the acting user. For an action without a key, `actor_key_id` is None, and `user_id` is an
+    account of this machine.
     """
 
     actor_key_id: str | None
@@ -34,7 +34,7 @@ class Note:
     details: JsonValue = None
 
     def write(self, connection: Connection, subject: str) -> None:
-        """Write down that it was done to `subject`, in the transaction that does it."""
+        """Write the entry, with the action's `subject`, in the transaction of the action."""
         new = {
             "at": time.time(),
             "actor_key_id": self.actor_key_id,
@@ -47,20 +47,21 @@ class Note:
 
 
 def by_account(action: str, details: JsonValue = None) -> Note:
-    """What a program or the command line does: whoever reaches the store needs no key."""
+    """An entry for an action by a local process. Access to the store is enough; it needs no key."""
     uid = os.getuid()
     try:
         account = pwd.getpwuid(uid).pw_name
-    except KeyError:  # as in a container that runs as any number
+    except KeyError:  # a container may run as a number without a name
         account = f"uid {uid}"
     return Note(None, account, action, details)
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """One thing that somebody did. Without a key, `actor_key_id` is None, and `user_id` an account's name.
+    """One recorded action. `at` is in seconds since the epoch.
 
-    `details` that cannot be read are `{"unreadable": TEXT}`.
+    For an action without a key, `actor_key_id` is None, and `user_id` is an account's name. `details` that
+    cannot be read are `{"unreadable": TEXT}`.
     """
 
     audit_id: int
@@ -73,13 +74,13 @@ class AuditRow:
 
 
 class Audit:
-    """The audit of one store."""
+    """The audit log of one store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def list(self, limit: int, before: int | None = None) -> Sequence[AuditRow]:
-        """The newest rows first, at most so many; `before` is the `audit_id` of the last one seen."""
+        """The newest rows first, at most `limit`. `before` is the `audit_id` of the last row seen."""
         query = select(audit).order_by(audit.c.audit_id.desc()).limit(limit)
         if before is not None:
             query = query.where(audit.c.audit_id < before)
@@ -90,13 +91,13 @@ class Audit:
         return await self._store.read(act)
 
     async def prune(self, older_than: float) -> int:
-        """Delete rows that were written more than so many seconds ago. Returns how many."""
+        """Delete rows written more than `older_than` seconds ago. Returns their number."""
         old = audit.delete().where(audit.c.at < time.time() - older_than)
         return await self._store.run(lambda connection: connection.execute(old).rowcount)
 
 
 def _json(details: JsonValue) -> bytes:
-    """As JSON; half a character, as in an argument that is not UTF-8, becomes a question mark."""
+    """The details as JSON. A lone surrogate, as in an argument that is not UTF-8, becomes a question mark."""
     try:
         return to_json(details)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Types of columns that take every value: what a database cannot keep is made to fit where it is bound.
+"""Column types that accept every value: a value that the database cannot keep is made to fit when bound.
 
-Each kind of column has one rule, for SQLite and PostgreSQL alike: text loses nothing but what no database
-has a place for, numbers and times stop at the end of their range.
+Each type has one rule, the same for SQLite and PostgreSQL. Text loses only what a database cannot store.
+Numbers and times are limited to their range.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from warren.support.times import bounded
 
 LARGEST: Final = 2**31 - 1
-"""What fits into an Integer of PostgreSQL."""
+"""The largest Integer of PostgreSQL."""
 
 
 class Words(TypeDecorator[str]):
@@ -25,11 +25,11 @@ class Words(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """The text as the column takes it."""
+        """The text as the column accepts it."""
         return None if value is None else clean(str(value), length_of(self))
 
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:  # noqa: ARG002
-        """Only what is equal to a text was cut like it; a pattern or a bound is cleaned, not cut."""
+        """Cut a value that is compared for equality, as the column's text is; only clean other values."""
         return self if op in (operators.eq, operators.ne, operators.in_op) else AnyWords()
 
 
@@ -47,7 +47,7 @@ class Count(TypeDecorator[int]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002
-        """The number, or the end of the range that it is beyond."""
+        """The number, limited to the range."""
         return None if value is None else counted(value)
 
 
@@ -58,18 +58,18 @@ class Instant(TypeDecorator[float]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> float | None:  # noqa: ARG002
-        """The time, or the end of the calendar that it is beyond."""
+        """The time, limited to the calendar."""
         return None if value is None else bounded(value)
 
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:  # noqa: ARG002
-        """Compared with as it is: a row from before there were bounds must find its place in a list."""
+        """Compare without limits: an old row with a time outside them must keep its place in a list."""
         return Float()
 
 
 def clean(text: str, limit: int | None = None) -> str:
-    """The text as every database takes it.
+    """The text as every database accepts it, cut to `limit` characters.
 
-    PostgreSQL refuses NUL and what is too long, and no database has a place for half a surrogate pair.
+    PostgreSQL refuses NUL and text that is too long. No database can store half a surrogate pair.
     """
     if text.isascii() and "\0" not in text:
         return text if limit is None else text[:limit]
@@ -77,26 +77,26 @@ def clean(text: str, limit: int | None = None) -> str:
 
 
 def fitting(text: str, column: Column[Any]) -> str:
-    """The text as it stands in this column."""
+    """The text as this column stores it."""
     return clean(text, length_of(column.type))
 
 
 def length_of(kind: TypeEngine[Any]) -> int | None:
-    """How many characters a type of text takes; None for any number."""
+    """The maximal length of a text type in characters; None for no limit."""
     length: int | None = getattr(kind, "length", None)
     return length
 
 
 def plain(column: Column[Any]) -> TypeEngine[Any]:
-    """The column's type without its rule, for values that were made to fit before."""
+    """The column's type without its rule, for values that already fit."""
     return column.type.impl_instance if isinstance(column.type, TypeDecorator) else column.type
 
 
 def counted(number: int) -> int:
-    """The number within what a column takes."""
+    """The number, limited to the range of a column."""
     return min(max(int(number), 0), LARGEST)
 
 
 def one_more(number: ColumnElement[int]) -> ColumnElement[int]:
-    """The column's number and one, as long as there is room: no row may refuse the statement for all."""
+    """The column's number plus one, at most LARGEST: no row may make the statement fail for all rows."""
     return case((number >= literal(LARGEST, Integer()), literal(LARGEST, Integer())), else_=number + 1)

@@ -1,4 +1,4 @@
-"""The ends of runs, written in groups: one commit, and one trip to the database, for all of a group."""
+"""Group commit for the ends of runs: one transaction and one trip to the database for a whole group."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from warren.store.drivers import transaction
 from warren.store.schema import SUCCEEDED, fitting, tasks
 from warren.store.stored_message import Parcel
 
-# What the end of a run says of its task; what was kept to publish it again stays as it is.
+# The columns that the end of a run writes.
 IDENTITY: Final = ("task_id", "life", "agent_type", "user_id", "status", "fence", "attempts", "worker_id")
 FAILURE: Final = (
     "reason",
@@ -46,26 +46,26 @@ FAILURE: Final = (
     "first_failed_at",
     "last_failed_at",
 )
-# Whose row it is: no end changes that.
+# The owner of the row. The end of a run never changes it.
 OWNER: Final = ("agent_type", "user_id")
 GOOD_END: Final = (*IDENTITY, "result")
-# What it takes to run a dead task again, so that it can be replayed as soon as it is dead.
+# The content needed to run a dead task again. Written with the end, it allows a replay at once.
 CONTENT: Final = ("body", "headers", "priority", "reply_to", "correlation_id", "created_at")
 ANY_END: Final = (*GOOD_END, *FAILURE, *CONTENT)
-WRITTEN: Final = ("crashes", "finished_at", "updated_at")  # beside what the entry says
-# A statement for SQLite has room for a multiple of so many rows: to prepare it takes as long as to run it, so
-# few are to be told apart, and used again.
+WRITTEN: Final = ("crashes", "finished_at", "updated_at")  # in addition to the entry's columns
+# A statement for SQLite has places for a multiple of this many rows. To prepare a statement takes as long as
+# to run it, so there are few sizes, and statements are reused.
 ROOM: Final = 16
 
 
 class Verdict(Enum):
-    """What became of the end of a run."""
+    """Whether the end of a run was written."""
 
     COUNTS = "counts"
     OVERTAKEN = "overtaken"
     """The task belongs to a newer run, has ended, or was never this run's: nothing was changed."""
     REFUSED = "refused"
-    """The store does not take it: nothing was changed."""
+    """The store refuses the write: nothing was changed."""
 
     @classmethod
     def of(cls, counts: bool) -> Verdict:  # noqa: FBT001 - a conversion
@@ -75,9 +75,10 @@ class Verdict(Enum):
 
 @dataclass(slots=True)
 class Entry:
-    """The end of one run, as it is written. `fence` is the run's own, 0 for one that took none.
+    """The end of one run, as it is written. `fence` is the run's own; 0 if it took none.
 
-    Not to be changed, yet not frozen: a frozen one takes seven times as long to make, and a task has two.
+    Do not change an entry. The class is not frozen, because a frozen instance takes seven times as long to
+    make, and a task makes two.
     """
 
     task_id: UUID
@@ -101,11 +102,11 @@ class Entry:
 
 
 class Sqlite:
-    """Writes groups to SQLite: one statement with a place for each value of each row, and no other.
+    """Writes a group to SQLite with a single statement, which has a place for each value of each row.
 
-    The driver lets other threads go on while a statement runs, and waits for its turn after each: with a
-    statement for each row, or with those that begin and commit around this one, the event loop, when it is
-    busy, would hold up every one of them. By itself, a statement is a transaction.
+    The driver releases the interpreter lock during a statement and must get it back afterwards. A busy event
+    loop delays that each time, so a statement for each row, or an extra begin and commit, would be slow. A
+    single statement is a transaction by itself.
     """
 
     def __init__(self, store: Store) -> None:
@@ -113,8 +114,8 @@ class Sqlite:
         self._good, self._any = (_SqliteStatement(columns) for columns in (GOOD_END, ANY_END))
 
     async def write(self, group: Sequence[Entry]) -> list[bool]:
-        """Write the group in one commit: of each entry, whether it changed its row."""
-        # Most ends are good: seven columns less save a quarter.
+        """Write the group in one commit. Returns for each entry whether it changed its row."""
+        # Most runs succeed: leaving out the columns of failures saves a quarter of the time.
         good = all(entry.status == SUCCEEDED for entry in group)
         statement, values = (self._good, _good_values) if good else (self._any, _any_values)
         rows = _rows(group, values)
@@ -127,9 +128,9 @@ class Sqlite:
 
 
 class Postgresql:
-    """Writes groups to PostgreSQL: one statement whose parameters are the columns of the whole group.
+    """Writes a group to PostgreSQL with one statement, whose parameters are the columns of the group.
 
-    A statement with a place for each value of each row costs five times as much of the processor.
+    A statement with a place for each value of each row takes five times as much processor time.
     """
 
     def __init__(self, store: Store) -> None:
@@ -137,7 +138,7 @@ class Postgresql:
         self._statement = _postgresql_statement()
 
     async def write(self, group: Sequence[Entry]) -> list[bool]:
-        """Write the group in one transaction: of each entry, whether it changed its row."""
+        """Write the group in one transaction. Returns for each entry whether it changed its row."""
         return await self._store.run(lambda connection: self.write_within(connection, group))
 
     def write_within(self, connection: Connection, group: Sequence[Entry]) -> list[bool]:
@@ -156,13 +157,13 @@ _NO_CONTENT: Final = (None,) * len(CONTENT)
 
 
 def _rows(group: Sequence[Entry], values: Callable[[Entry], tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """The rows of a group for SQLite, each with the time at its end."""
+    """The rows of a group for SQLite; the last value of each is the time."""
     now = time.time()
     return [(task_id.hex, *rest, now) for task_id, *rest in map(values, group)]
 
 
 def _any_values(entry: Entry) -> tuple[Any, ...]:
-    """The values of ANY_END; what a failure says of itself may be any text."""
+    """The values of ANY_END. Texts of a failure are made to fit their columns."""
     texts = (
         fitting(value, tasks.c[name]) if isinstance(value, str) else value
         for name, value in zip(FAILURE, _failure(entry), strict=True)
@@ -182,8 +183,9 @@ def _content(entry: Entry) -> tuple[Any, ...]:
 
 
 def _is_ours(new: Any) -> ColumnElement[bool]:
-    """Whether the row that is there may be changed: not when it has ended, is of a newer fence or life, or
-    is another's."""
+    """Whether the existing row may be changed: not if it has ended, has a newer fence or life, or belongs to
+    another user's task.
+    """
     return and_(
         *(tasks.c[name] == new[name] for name in OWNER),
         tasks.c.fence <= new.fence,
@@ -194,7 +196,7 @@ def _is_ours(new: Any) -> ColumnElement[bool]:
 def _changes(new: Any, columns: Sequence[str]) -> dict[str, Any]:
     ours = [name for name in (*ANY_END, *WRITTEN) if name not in ("task_id", "fence", *OWNER, *CONTENT)]
     changes = {name: new[name] for name in ours} | {"due_at": null(), "leased_until": null()}
-    if "body" in columns:  # the row may have it already, from a task that waited in the store
+    if "body" in columns:  # a task that waited in the store has its body in the row already
         changes |= {name: func.coalesce(new[name], tasks.c[name]) for name in CONTENT}
     return changes
 
@@ -208,14 +210,14 @@ def _unless_overtaken(statement: Any, columns: Sequence[str]) -> Any:
 
 
 def _all_or_nothing(statement: Any, columns: Sequence[str]) -> Any:
-    """The same for every row or for none: one that is not ours gets no status, which its column refuses."""
+    """Change all rows or none: a row that is not ours gets the status NULL, which its column refuses."""
     new = statement.excluded
     changes = _changes(new, columns) | {"status": case((_is_ours(new), new.status))}
     return statement.on_conflict_do_update(index_elements=[tasks.c.task_id], set_=changes)
 
 
 class _SqliteStatement:
-    """Writes rows of the columns, in their order, each with the time at its end."""
+    """Writes rows whose values are in the order of `columns`, with the time as the last value."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         self._names = [*columns, "at"]
@@ -234,13 +236,13 @@ class _SqliteStatement:
         rows: Sequence[tuple[Any, ...]],
         together: Callable[[sqlite3.Connection], AbstractContextManager[None]] = transaction,
     ) -> list[bool]:
-        """Write the rows in one transaction: of each, whether it counts. `together` begins and ends it."""
+        """Write the rows in one transaction, which `together` makes. Returns for each whether it counts."""
         count = -(-len(rows) // ROOM) * ROOM
         values = list(chain.from_iterable(rows))
         values += [None] * (len(self._names) * (count - len(rows)))
-        # Before version 3.32 SQLite takes 999 values in one statement (https://sqlite.org/limits.html).
+        # Before version 3.32 SQLite accepts 999 values in one statement (https://sqlite.org/limits.html).
         if len(values) <= connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER):
-            # Refused when some were overtaken, which is rare: only one by one tells which.
+            # It is refused if some rows were overtaken, which is rare. Then each row is written by itself.
             with suppress(sqlite3.IntegrityError):
                 if count not in self._with_room_for:
                     self._with_room_for[count] = self._of(count, self._together)
@@ -250,14 +252,14 @@ class _SqliteStatement:
             return [connection.execute(self._single, row).rowcount > 0 for row in rows]
 
     def _of(self, count: int, statement: Any) -> str:
-        """The statement with places for so many rows, which the compiler takes for a table."""
+        """The statement with places for `count` rows, which stand in a common table expression."""
         row = f"({', '.join('?' * len(self._names))})"
         rows = f"WITH new ({', '.join(self._names)}) AS (VALUES {', '.join([row] * count)}) SELECT"
         return str(statement.compile(dialect=sqlite.dialect())).replace("SELECT", rows, 1)
 
 
 def _postgresql_statement() -> Any:
-    """Its parameters are arrays, `all_` and the name of a column, and the time, `now`."""
+    """The statement. Its parameters are an array `all_<column>` for each column, and the time `now`."""
     arrays = [bindparam(f"all_{name}", type_=postgresql.ARRAY(plain(tasks.c[name]))) for name in ANY_END]
     new = func.unnest(*arrays).table_valued(*ANY_END, name="new").render_derived()
     now = bindparam("now", type_=tasks.c.finished_at.type)

@@ -1,4 +1,4 @@
-"""What people have told the fleet to do: tasks that are cancelled, agent types that are paused."""
+"""Control state of a fleet: cancelled tasks and paused agent types."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from warren.store.schema import CANCELLED, FINAL, pauses, tasks
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """What a cancellation met: the status before, None for a task that had no row.
+    """Result of a cancellation. `before` is the task's earlier status, None if it had no row.
 
-    `attempts`, `reply_to` and `correlation_id` are those of the row, for whoever answers.
+    `attempts`, `reply_to` and `correlation_id` come from the row, for the reply.
     """
 
     before: str | None
@@ -30,22 +30,22 @@ class Cancelled:
 
     @property
     def had_ended(self) -> bool:
-        """Whether it came too late."""
+        """Whether the task had ended, so that the cancellation came too late."""
         return self.before in FINAL
 
 
 class Board:
-    """The notice board of a fleet, in its store."""
+    """The control state of a fleet, in its store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
 
     async def cancel(self, task_id: UUID, note: Note | None = None) -> Cancelled:
-        """Decide that the task is cancelled, unless it has ended. Runs of it are refused from now on.
+        """Cancel the task, unless it has ended. From now on the fence refuses every write of its runs.
 
-        A task without a row waits in its queue or runs for the first time, or never was: the row that is made
-        says what is to become of it. The note is written where something changes.
+        A task without a row waits in its queue, runs for the first time, or does not exist. It gets a row
+        with the status cancelled, which workers find later. The audit note is written if something changes.
         """
         now = time.time()
         new = {
@@ -80,7 +80,7 @@ class Board:
         )
 
     async def cancelled_since(self, moment: float) -> list[tuple[UUID, float]]:
-        """Tasks that were cancelled after `moment` (seconds since the epoch), and when."""
+        """Tasks cancelled after `moment`, each with its time. Times are in seconds since the epoch."""
         query = select(tasks.c.task_id, tasks.c.finished_at).where(
             tasks.c.status == CANCELLED, tasks.c.finished_at > moment
         )
@@ -91,7 +91,7 @@ class Board:
         return await self._store.read(act)
 
     async def pause(self, agent_type: str, note: Note | None = None) -> bool:
-        """Nobody is to run this agent type any more. False: nobody was anyway."""
+        """Pause an agent type: no worker may start its tasks. False if it was paused already."""
         new = {"agent_type": agent_type, "paused_at": time.time()}
 
         def act(connection: Connection) -> bool:
@@ -101,7 +101,7 @@ class Board:
         return await self._store.run(act)
 
     async def resume(self, agent_type: str, note: Note | None = None) -> bool:
-        """Everybody may run it again. False: it was not paused."""
+        """Resume a paused agent type. False if it was not paused."""
 
         def act(connection: Connection) -> bool:
             gone = connection.execute(pauses.delete().where(pauses.c.agent_type == agent_type))
@@ -119,7 +119,7 @@ class Board:
 
 
 def _changed(connection: Connection, agent_type: str, rows: int, note: Note | None) -> bool:
-    """Whether it changed anything; then it is written down."""
+    """Whether rows changed; then the audit note is written."""
     if rows and note is not None:
         note.write(connection, agent_type)
     return bool(rows)

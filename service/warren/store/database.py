@@ -1,6 +1,6 @@
-"""The store: what workers remember together. SQLite by default, PostgreSQL for a fleet.
+"""The store: the database that workers share. SQLite by default, PostgreSQL for a fleet.
 
-Only the modules named `store…` know SQLAlchemy.
+Only the package `store` imports SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from warren.store.postgresql import Refused
 
 T = TypeVar("T")
 
-# SQLSTATE classes (PostgreSQL, appendix A) of what passes: connections, rollbacks (deadlocks), resources, and
-# an operator who stops or starts the server.
+# SQLSTATE classes (PostgreSQL, appendix A) of temporary errors: connections, rollbacks (deadlocks),
+# resources, and an operator who stops or starts the server.
 PASSING_CLASSES: Final = {"08", "40", "53", "57"}
-# What comes and goes by itself: a server that restarts, a network, a full disk, a lock.
+# Temporary errors: a server that restarts, a network failure, a full disk, a lock.
 PASSING: Final = (OperationalError, InterfaceError, OSError, sqlite3.OperationalError)
 
-# What drivers raise before they ask the database, for numbers and texts that they cannot encode.
+# Errors that drivers raise before they ask the database, for numbers and texts that they cannot encode.
 UNFIT: Final = (OverflowError, UnicodeError)
 
-MIGRATION_PAUSE: Final = 0.2  # seconds between two looks whether another process has migrated
+MIGRATION_PAUSE: Final = 0.2  # seconds between two checks whether another process has migrated
 MIGRATION_LOCK: Final = (0x77617272, 1)  # its number among PostgreSQL's advisory locks: "warr", 1
 
 
@@ -53,11 +53,11 @@ def default_url() -> str:
 
 
 class Store:
-    """A database with our tables. An async context manager.
+    """A database with Warren's tables. An async context manager.
 
-    Entering brings the schema to our version where `migrate` is set, as it is for SQLite; PostgreSQL is
-    migrated by `warren store migrate`. Raises StoreUnavailable when it does not answer (worth waiting
-    for), StoreUnusable when it is corrupt, read-only, or of another schema version.
+    On entry it migrates the schema if `migrate` is set; for SQLite it always does. For PostgreSQL use
+    `warren store migrate`. Entry raises StoreUnavailable if the database does not answer (it may come back),
+    StoreUnusable if it is corrupt, read-only, or has another schema version.
     """
 
     def __init__(self, url: str, *, migrate: bool = False) -> None:
@@ -69,7 +69,7 @@ class Store:
 
     @classmethod
     def of(cls, settings: Settings, *, migrate: bool = False) -> Self | None:
-        """The store that the settings name, or None where they say `none`."""
+        """The store that the settings name, or None if they say `none`."""
         url = settings.store_url.get_secret_value() if settings.store_url else default_url()
         return None if url == "none" else cls(url, migrate=migrate)
 
@@ -87,7 +87,7 @@ class Store:
         return self
 
     async def _migrate(self) -> None:
-        """Migrate, or wait until another process has: of several that start together, one does it."""
+        """Migrate, or wait until another process has migrated: only one of several processes does it."""
         while not await self.run(_migrated):  # noqa: ASYNC110 - another process gives no signal
             await asyncio.sleep(MIGRATION_PAUSE)
 
@@ -97,25 +97,25 @@ class Store:
     async def run(self, act: Callable[[Connection], T]) -> T:
         """Run `act` in a transaction of its own: committed when it returns, rolled back when it raises.
 
-        On SQLite it is carried through even when this is cancelled. What the database raises becomes
-        StoreUnavailable (it is away), StoreUnusable (it is damaged) or StoreRefused (it does not take this).
+        On SQLite the transaction is completed even if this call is cancelled. Raises StoreUnavailable (the
+        database is away), StoreUnusable (it is damaged) or StoreRefused (it refuses this statement).
         """
         with self._translating():
             return await self._database.run(act)
 
     async def read(self, act: Callable[[Connection], T]) -> T:
-        """Run `act`, which only reads: SQLite's writers do not hold it up. Raises what `run` raises."""
+        """Run `act`, which only reads: SQLite's writers do not block it. Raises the errors of `run`."""
         with self._translating():
             return await self._database.read(act)
 
     async def ping(self) -> None:
-        """Ask for nothing. Raises what `run` raises."""
+        """Check that the database answers. Raises the errors of `run`."""
         await self.read(lambda connection: connection.exec_driver_sql("SELECT 1"))
 
     async def run_bare(self, act: Callable[[sqlite3.Connection], T]) -> T:
-        """SQLite only: for statements that come in thousands, the driver's own connection.
+        """SQLite only: run `act` with the driver's own connection, for thousands of statements a second.
 
-        Each statement is a transaction by itself. Carried through, and raises, as `run`.
+        Each statement is a transaction by itself. Cancellation and errors are as in `run`.
         """
         assert isinstance(self._database, SqliteFile)
         with self._translating():
@@ -126,7 +126,7 @@ class Store:
         try:
             yield
         except Refused as error:
-            # A store that was usable once is waited for: its operator can undo what shuts us out now.
+            # A store that was usable before is worth waiting for: its operator can lift the refusal.
             kind = StoreUnavailable if self._was_usable else StoreUnusable
             raise kind(f"the store {self.url} cannot be used: {error}") from error
         except (StatementError, PoolTimeout, sqlite3.Error, OSError, *UNFIT) as error:
@@ -136,7 +136,7 @@ class Store:
     def _translated(self, error: Exception) -> Exception:
         cause = error.orig if isinstance(error, StatementError) and error.orig else error
         text = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        if _is_about_a_value(cause):  # first of all: the text may hold the value
+        if _is_about_a_value(cause):  # must be first: the value in the text could match the checks below
             return StoreRefused(f"the store {self.url} does not take a value: {text}")
         if "readonly" in text or "read-only" in text:
             return StoreUnusable(f"the store {self.url} is read-only: {text}")
@@ -155,12 +155,12 @@ class Store:
 
 
 def _is_about_a_value(cause: BaseException) -> bool:
-    """Whether the driver itself refuses a value. asyncpg calls that an error of its interface."""
+    """Whether the driver itself refuses a value; asyncpg raises an InterfaceError for that."""
     return isinstance(cause, UNFIT) or isinstance(cause.__cause__, ValueError)
 
 
 def _without_rows(error: BaseException) -> None:
-    """Take PostgreSQL's DETAIL out of an error: it quotes the row, payload included, and is logged."""
+    """Remove PostgreSQL's DETAIL from an error: it quotes the row with its payload, and errors are logged."""
     if isinstance(error, DBAPIError):
         error.args = tuple(str(one).partition("\nDETAIL:")[0] for one in error.args)
     driver: BaseException | None = error.orig if isinstance(error, DBAPIError) else None
@@ -200,7 +200,7 @@ def _alembic(connection: Connection) -> Config:
 
 
 def _migrated(connection: Connection) -> bool:
-    """Migrate in this transaction; false where another process is at it. SQLite has one writer anyway."""
+    """Migrate in this transaction; False if another process is migrating. SQLite has one writer anyway."""
     if connection.dialect.name == "postgresql":
         lock = select(func.pg_try_advisory_xact_lock(*MIGRATION_LOCK))
         if not connection.scalar(lock):
@@ -211,7 +211,7 @@ def _migrated(connection: Connection) -> bool:
 
 
 def _refuse_newer(connection: Connection) -> None:
-    """A schema that this Warren does not know comes from a newer one."""
+    """Raise StoreUnusable for an unknown schema version: a newer Warren made it."""
     found = MigrationContext.configure(connection).get_current_revision()
     if found is None:
         return

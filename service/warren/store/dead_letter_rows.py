@@ -1,7 +1,7 @@
-"""Dead letters on their way into the store: what a letter from the dead queue does to the row of its task.
+"""Intake of dead letters into the store: how a letter from the dead queue changes the row of its task.
 
-The queue may deliver a letter twice, late, or behind a newer life of its task: only a letter that tells the
-store something new changes a row.
+The queue may deliver a letter twice, late, or after a newer life of its task has begun. Only a letter with
+news changes a row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from warren.store.schema import DEAD, FINAL, fitting, tasks
 from warren.store.stored_message import Parcel
 
 TAKEN: Final = UUID("0f6d6f3c-3f0e-5a55-9f0b-7c1f4c1b2a90")
-"""The namespace (RFC 9562, version 5) of the ids of letters that came with the id of another's task."""
+"""The namespace (RFC 9562, version 5) for new ids of letters that reuse the id of another user's task."""
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +56,7 @@ class Letter:
 
 @dataclass(slots=True)
 class _Row:
-    """How a task stands, as far as a letter has to know."""
+    """The columns of a task's row that decide what a letter changes."""
 
     life: str
     dispatch: int
@@ -68,7 +68,7 @@ class _Row:
 
 
 def change_by(letter: Letter, row: _Row | None) -> Change:
-    """What a letter changes: it makes the row, fills in what its death did not write, or buries the task."""
+    """What a letter changes: it makes a new row, fills in the missing body, or marks the task as dead."""
     if row is None:
         return "new"
     life = life_of(letter.life, row.life, row.status)
@@ -82,14 +82,14 @@ def change_by(letter: Letter, row: _Row | None) -> Change:
 
 
 class Letters:
-    """Takes dead letters into one store."""
+    """Writes dead letters into one store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
 
     async def take_in(self, letters: Sequence[Letter]) -> None:
-        """Write dead letters down, all or none. They are durable when it returns."""
+        """Write dead letters, all or none. They are durable when it returns."""
 
         def act(connection: Connection) -> None:
             self.write(connection, letters)
@@ -106,7 +106,7 @@ class Letters:
             overtaken = self._make(connection, changes["new"])
             _update(connection, changes["fill"])
             _update(connection, changes["bury"])
-            # Another desk has made these rows just now: look again.
+            # Another worker has just made these rows: look again.
             pending = [letter for letter in own if letter.task_id in overtaken]
             pending = sorted((*pending, *map(_with_an_id_of_its_own, foreign)), key=_task_id)
 
@@ -129,7 +129,7 @@ class Letters:
         return {task_id: _Row(*rest) for task_id, *rest in found}
 
     def _make(self, connection: Connection, new: Mapping[UUID, dict[str, Any]]) -> set[UUID]:
-        """Insert rows; gives the tasks that have one by now after all."""
+        """Insert rows. Returns the tasks whose rows another worker has inserted first."""
         if not new:
             return set()
         statement = self._insert(tasks).on_conflict_do_nothing().returning(tasks.c.task_id)
@@ -138,7 +138,7 @@ class Letters:
 
 
 def _apart(letters: Sequence[Letter], rows: Mapping[UUID, _Row]) -> tuple[list[Letter], list[Letter]]:
-    """Letters of the tasks whose ids they have, and those that only have the id of another's task."""
+    """Split letters: those of the task with their id, and those that reuse the id of another user's task."""
     own, foreign = list[Letter](), list[Letter]()
     owners = {task_id: (row.agent_type, row.user_id) for task_id, row in rows.items()}
     for letter in letters:
@@ -148,7 +148,7 @@ def _apart(letters: Sequence[Letter], rows: Mapping[UUID, _Row]) -> tuple[list[L
 
 
 def _with_an_id_of_its_own(letter: Letter) -> Letter:
-    """The same for every copy of the letter."""
+    """The letter with a new id, derived from its content: every copy of it gets the same id."""
     log.warning("dead_letter.foreign", task_id=str(letter.task_id), user_id=letter.user_id)
     body = sha256(letter.parcel.body).hexdigest()
     name = clean(f"{letter.task_id} {letter.agent_type} {letter.user_id} {body}")
@@ -166,7 +166,7 @@ def _update(connection: Connection, changes: Mapping[UUID, dict[str, Any]]) -> N
 
 
 def _changes(letters: Sequence[Letter], rows: dict[UUID, _Row]) -> dict[Change, dict[UUID, dict[str, Any]]]:
-    """The values to write, by kind of change. Of several letters of a task each sees the one before it."""
+    """The values to write, by kind of change. With several letters of a task, each sees the one before it."""
     changes: dict[Change, dict[UUID, dict[str, Any]]] = {"new": {}, "fill": {}, "bury": {}}
     now = time.time()
     for letter in letters:
@@ -176,7 +176,7 @@ def _changes(letters: Sequence[Letter], rows: dict[UUID, _Row]) -> dict[Change, 
             log.info("dead_letter.known", task_id=str(letter.task_id), status=row and row.status)
             continue
         if letter.task_id in changes["new"]:
-            change = "new"  # it is not in the database yet: the one row has to say it all
+            change = "new"  # its row is not in the database yet, so this letter must write all columns
         changes["fill"].pop(letter.task_id, None)
         values = _columns(letter.parcel) if change == "fill" else _buried(letter, now)
         if change == "new":
@@ -201,7 +201,7 @@ def _changes(letters: Sequence[Letter], rows: dict[UUID, _Row]) -> dict[Change, 
 
 
 def _buried(letter: Letter, now: float) -> dict[str, Any]:
-    """A row that says all that the letter does."""
+    """A row with all columns of the letter."""
     record = {
         name: getattr(letter, name)
         for name in (

@@ -1,6 +1,7 @@
-"""Dead letters in the store: searched, grouped, looked at, discarded.
+"""Index of dead letters in the store: search, group, show, export, discard.
 
-Every query names the status as a literal: a bound one would keep the database from its partial indexes.
+Every query names the status as a literal: with a bound parameter the database does not use its partial
+indexes.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ MESSAGE_SHOWN: Final = 500  # characters of an error message where many are list
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which dead letters are meant; None means any. Times are seconds since the epoch.
+    """A filter for dead letters; None matches any. Times are seconds since the epoch.
 
-    `group` is a fingerprint; `since` and `before` are about when a task died.
+    `group` is a fingerprint. `since` and `before` limit the time of death.
     """
 
     task_id: str | None = None
@@ -50,11 +51,11 @@ class Filter:
     before: float | None = None
 
     def as_json(self) -> dict[str, JsonValue]:
-        """What is meant, without what is any."""
+        """The filter as JSON, without the fields that match any."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def condition(self) -> ColumnElement[bool]:
-        """The same for the database."""
+        """The filter as a condition of the database."""
         parts: list[ColumnElement[bool]] = [IS_DEAD]
         if self.task_id is not None:
             parts.append(tasks.c.task_id == UUID(self.task_id))
@@ -72,7 +73,7 @@ class Filter:
 
 
 class Position(NamedTuple):
-    """A place in the order of dead letters, by the time that they died."""
+    """A place in the order of dead letters, which is by time of death (seconds since the epoch)."""
 
     died_at: float
     task_id: UUID
@@ -130,7 +131,7 @@ class DeadIndex:
         self._store = store
 
     async def count(self, wanted: Filter) -> int:
-        """How many there are."""
+        """The number of matching dead letters."""
 
         def act(connection: Connection) -> int:
             query = select(func.count()).select_from(tasks).where(wanted.condition())
@@ -146,7 +147,7 @@ class DeadIndex:
         oldest_first: bool = False,
         after: Position | None = None,
     ) -> list[DeadTask]:
-        """At most so many, the newest first unless told otherwise, from behind a position."""
+        """At most `limit` dead letters behind the position `after`; the newest first by default."""
         query = _ordered(wanted, _SUMMARY, limit, oldest_first=oldest_first, after=after)
 
         def act(connection: Connection) -> list[DeadTask]:
@@ -157,17 +158,17 @@ class DeadIndex:
     async def page(
         self, wanted: Filter, limit: int, after: Position | None = None
     ) -> tuple[list[DeadTask], Position | None]:
-        """The newest first, and the position that others are behind; None where there are none."""
+        """A page, the newest first, and the position of the next page; None if there is none."""
         query = _ordered(wanted, _SUMMARY, limit + 1, oldest_first=False, after=after)
         rows = await self._store.read(partial(_rows, query))
-        # Of the row itself: a datetime has no more than microseconds.
+        # The position comes from the row: a datetime is only precise to microseconds.
         last = rows[limit - 1] if len(rows) > limit else None
         return [_dead_task(row) for row in rows[:limit]], (
             None if last is None else Position(last["finished_at"], last["task_id"])
         )
 
     async def groups(self, wanted: Filter, limit: int) -> list[Group]:
-        """The largest groups of like failures, at most so many."""
+        """The largest groups of similar failures, at most `limit`."""
         query = (
             select(
                 tasks.c.fingerprint,
@@ -190,7 +191,7 @@ class DeadIndex:
         return await self._store.read(act)
 
     async def show(self, task_id: UUID) -> DeadLetter | None:
-        """Everything about one, or None when the task is not dead."""
+        """Everything about one dead letter, or None if the task is not dead."""
         query = select(*_EVERYTHING).where(IS_DEAD, tasks.c.task_id == task_id)
 
         def act(connection: Connection) -> DeadLetter | None:
@@ -200,7 +201,7 @@ class DeadIndex:
         return await self._store.read(act)
 
     async def export(self, wanted: Filter) -> AsyncIterator[DeadLetter]:
-        """Everything about each, the oldest first, a page in memory at a time."""
+        """Everything about each dead letter, the oldest first. One page is in memory at a time."""
         after: Position | None = None
         while True:
             query = _ordered(wanted, _EVERYTHING, PAGE, oldest_first=True, after=after)
@@ -212,9 +213,9 @@ class DeadIndex:
             after = Position(rows[-1]["finished_at"], rows[-1]["task_id"])
 
     async def discard(self, wanted: Filter, limit: int | None = None, note: Note | None = None) -> int:
-        """Give up on them for good, the oldest first; what they were to do is deleted. Returns how many.
+        """Discard dead letters for good, the oldest first, and delete their bodies. Returns their number.
 
-        They go in several transactions; the note is written in the first one that discards any.
+        It takes several transactions. The audit note is written in the first one that discards any.
         """
         done = 0
         after: Position | None = None
@@ -231,7 +232,7 @@ class DeadIndex:
 def page_of(
     connection: Connection, condition: ColumnElement[bool], size: int, after: Position | None
 ) -> Sequence[Position]:
-    """The next dead letters behind a position, the oldest first. No locks: look again when you have them."""
+    """The next dead letters behind a position, the oldest first. Not locked: lock and check again."""
     query = select(tasks.c.finished_at, tasks.c.task_id).where(condition)
     query = query.order_by(tasks.c.finished_at, tasks.c.task_id).limit(size)
     if after is not None:
@@ -246,7 +247,7 @@ def _rows(query: Select[Any], connection: Connection) -> Sequence[RowMapping]:
 def _discard_next(
     wanted: Filter, size: int, after: Position | None, note: Note | None, connection: Connection
 ) -> tuple[int, Position | None]:
-    """Discard the next ones; how many, and where to go on, None at the end."""
+    """Discard the next page. Returns their number, and where to go on; None at the end."""
     page = page_of(connection, wanted.condition(), size, after)
     if not page:
         return 0, None
@@ -257,7 +258,7 @@ def _discard_next(
 
 
 def _discard(connection: Connection, task_ids: Sequence[UUID]) -> int:
-    """Whatever of these is still dead; a replay may have been quicker."""
+    """Discard those that are still dead: a replay may have been faster. Returns their number."""
     nothing = {"body": None, "headers": None, "result": None, "checkpoint": None}
     done = connection.execute(
         tasks.update()
@@ -309,7 +310,7 @@ def _group(connection: Connection, parts: Sequence[RowMapping]) -> Group:
 
 
 _PLAIN: Final = ("task_id", "agent_type", "user_id", "attempts", "worker_id")
-# Empty in a row that another program wrote, and must not hide the rows beside it.
+# A row that another program wrote may lack these. It must not make the list unreadable.
 _TOLD: Final = ("error_type", "error_message", "fingerprint")
 _SUMMARY: Final = (
     *(tasks.c[name] for name in _PLAIN),

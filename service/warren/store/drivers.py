@@ -1,4 +1,4 @@
-"""The two kinds of database under the store, each with one way to run a function in a transaction."""
+"""Database drivers of the store, SQLite and PostgreSQL: each runs a function in a transaction."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ POOL_TIMEOUT: Final = 10  # seconds to wait for a connection to PostgreSQL
 COMMAND_TIMEOUT: Final = 30  # seconds that one statement there may take
 # It takes the write lock at once: SQLite has no row locks, and refuses to turn a read into a write.
 BEGIN: Final = "BEGIN IMMEDIATE"
-ONLY_READS: Final = "warren_only_reads"  # the option of a connection that does without that lock
+ONLY_READS: Final = "warren_only_reads"  # the option of a connection that takes no write lock
 
 
 class SqliteFile:
     """SQLite in a file, used from one thread.
 
-    A transaction is one trip to that thread. With a trip for each statement, as aiosqlite makes them, a busy
-    event loop would hold the one write lock of the host between two of them; three workers that write steps
-    then wait for each other until they give up.
+    A transaction is one trip to that thread. aiosqlite makes a trip for each statement, and between two trips
+    a busy event loop would hold the only write lock. Three workers that write steps would then wait for each
+    other until they give up.
     """
 
     def __init__(self, url: URL) -> None:
@@ -46,12 +46,12 @@ class SqliteFile:
         event.listen(self._engine, "begin", _begin)
         self._reader = self._engine.execution_options(**{ONLY_READS: True})
         self._thread = ThreadPoolExecutor(1, "warren-store")
-        # One of its own: whoever reads sees what was committed last, and waits for nobody who writes.
+        # A separate thread: reads see the last commit, and do not wait for writes.
         self._reading_thread = ThreadPoolExecutor(1, "warren-store-reads")
         self._bare: PoolProxiedConnection | None = None
 
     async def prepare(self) -> None:
-        """Make room for the file. Raises StoreUnusable where that cannot be, or nothing may be written."""
+        """Make the folder of the file. Raises StoreUnusable if that fails or the file cannot be written."""
         if self._file is not None:
             await self._in_thread(lambda: _make_room_for(cast("Path", self._file)))
 
@@ -62,7 +62,7 @@ class SqliteFile:
         self._reading_thread.shutdown(wait=False)
 
     async def run(self, act: Callable[[Connection], T]) -> T:
-        """Run `act` in a transaction; cancelled, it is carried through all the same."""
+        """Run `act` in a transaction, which is completed even if this call is cancelled."""
         return await self._in_thread(lambda: _within(self._engine, act))
 
     async def read(self, act: Callable[[Connection], T]) -> T:
@@ -71,7 +71,7 @@ class SqliteFile:
         return await loop.run_in_executor(self._reading_thread, lambda: _within(self._reader, act))
 
     async def run_bare(self, act: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `act` with the driver's own connection, where each statement is a transaction by itself."""
+        """Run `act` with the driver's own connection; each statement is a transaction by itself."""
         return await self._in_thread(lambda: self._run_bare(act))
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
@@ -91,7 +91,7 @@ class SqliteFile:
         self._engine.dispose()
 
     def _close_bare(self) -> None:
-        """Give the connection back, which rolls back what is not committed."""
+        """Give the connection back; this rolls back uncommitted work."""
         if self._bare is not None:
             self._bare.close()
             self._bare = None
@@ -129,7 +129,7 @@ class PostgresqlServer:
             ) from error
 
     async def prepare(self) -> None:
-        """Look at the files that the address names. Raises ConfigurationError for one that cannot be read."""
+        """Check the files that the address names. Raises ConfigurationError for one that cannot be read."""
         await asyncio.to_thread(self._connecting.check_files)
 
     async def close(self) -> None:
@@ -137,12 +137,12 @@ class PostgresqlServer:
         await self._engine.dispose()
 
     async def run(self, act: Callable[[Connection], T]) -> T:
-        """Run `act` in a transaction; cancelled, it is rolled back."""
+        """Run `act` in a transaction, which is rolled back if this call is cancelled."""
         async with self._engine.begin() as connection:
             return await connection.run_sync(act)
 
     async def read(self, act: Callable[[Connection], T]) -> T:
-        """The same: here nobody who reads waits for anybody who writes."""
+        """The same as `run`: in PostgreSQL, reads do not wait for writes."""
         return await self.run(act)
 
 
@@ -160,7 +160,7 @@ def _make_room_for(file: Path) -> None:
 
 
 def _make_private(file: Path) -> None:
-    """Only its owner may read the store: payloads and results are in it. What is there already is narrowed.
+    """Give only the owner access to the file, even if it exists: it holds payloads and results.
 
     SQLite gives its write-ahead log and index the mode of the file (https://sqlite.org/wal.html).
     """
@@ -168,7 +168,7 @@ def _make_private(file: Path) -> None:
         file.touch(mode=0o600)
         for one in (file, file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-shm")):
             _narrow(one, 0o600)
-        if file.parent == state_folder():  # ours; any other folder is its owner's affair
+        if file.parent == state_folder():  # Warren's own folder; other folders stay as they are
             _narrow(file.parent, 0o700)
     except OSError as error:
         raise StoreUnusable(f"cannot make the store {file} private: {error}") from error
@@ -184,20 +184,20 @@ def _narrow(path: Path, mode: int) -> None:
 def _prepare_connection(connection: Any, _record: Any) -> None:
     """Settings of one SQLite connection (https://sqlite.org/pragma.html)."""
     connection.isolation_level = None  # `_begin` begins transactions, not the driver
-    # Bytes that another program wrote as text, and that are none, must not hide the rows beside them.
+    # Another program may have written text that is not UTF-8. It must not make other rows unreadable.
     connection.text_factory = lambda raw: raw.decode(errors="backslashreplace")
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT}")
     _keep_write_ahead_log(cursor)
-    # A commit is on the disk when it returns: an acknowledgement follows it.
+    # A commit must be on the disk when it returns, because the acknowledgement follows it.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
 
 
 def _keep_write_ahead_log(cursor: sqlite3.Cursor) -> None:
-    """Switch the file to a write-ahead log, or wait until another process has.
+    """Switch the file to a write-ahead log, or wait until another process has done so.
 
-    `busy_timeout` does not hold here: two that switch a new file would wait for each other, so SQLite answers
+    `busy_timeout` has no effect here: two processes that switch a new file would deadlock, so SQLite answers
     "database is locked" at once (https://sqlite.org/c3ref/busy_handler.html).
     """
     until = time.monotonic() + BUSY_TIMEOUT / 1000

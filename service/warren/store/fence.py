@@ -1,7 +1,8 @@
-"""The fence of a task's row: who may still change it.
+"""Fencing of task rows: only the newest run may change the row.
 
-A run that takes a task over gets a higher fence, and every later write carries the fence of its run. Only the
-newest one changes anything (Kleppmann, *Designing Data-Intensive Applications*, chapter 8: fencing tokens).
+A run that takes a task over gets a higher fence, and every later write carries the fence of its run. Writes
+with an older fence change nothing (Kleppmann, *Designing Data-Intensive Applications*, chapter 8: fencing
+tokens).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def locked(connection: Connection, task_id: UUID) -> dict[str, Any] | None:
 
 
 def first(connection: Connection, task_id: UUID, values: dict[str, Any]) -> dict[str, Any]:
-    """Make the first row of a task and lock it. Another worker may be doing the same right now."""
+    """Insert the first row of a task and lock it. Another worker may do the same at this moment."""
     new = {
         "task_id": task_id,
         "life": "",
@@ -52,12 +53,12 @@ def hold(connection: Connection, run: Entry) -> None:
 
 
 def owner(run: Entry) -> dict[str, Any]:
-    """What a first row says of the run that makes it."""
+    """The columns of a first row that come from the run that makes it."""
     return {name: getattr(run, name) for name in ("life", "agent_type", "user_id", "worker_id")}
 
 
 def is_of_its_task(row: dict[str, Any], run: Entry) -> bool:
-    """Whether the row is of the life that the run is of, and that has not ended."""
+    """Whether the row belongs to the run's task and life, and has not ended."""
     return (
         row["life"] == run.life
         and row["status"] not in FINAL
@@ -66,13 +67,13 @@ def is_of_its_task(row: dict[str, Any], run: Entry) -> bool:
 
 
 def is_free(row: dict[str, Any], run: Entry) -> bool:
-    """Whether a first run may take the row: no other run is at it, and no later message is under way."""
+    """Whether a first run may take the row: no other run has it, and no later message is under way."""
     is_its_own = row["worker_id"] == run.worker_id and row["fence"] == run.fence
     return is_of_its_task(row, run) and row["dispatch"] == 0 and (row["status"] != RUNNING or is_its_own)
 
 
 def lost(row: dict[str, Any], run: Entry) -> FenceLost:
-    """The error of a run that may change nothing any more."""
+    """The error for a run that has lost its fence."""
     return FenceLost(
         f"task {run.task_id} was taken over or has ended (status {row['status']}, fence {row['fence']}; "
         f"ours is {run.fence}): this run must stop"

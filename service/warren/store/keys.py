@@ -1,7 +1,7 @@
-"""Keys of the front door: who may come in, as whom, and for how long. Secrets are shown once, kept as hashes.
+"""API keys and browser sessions of the gateway. Secrets are shown once and kept as hashes.
 
-A secret is 256 random bits, so its SHA-256 tells nothing and needs no salt. It begins with `wk_` (a key),
-`ws_` (a browser's session) or `wl_` (a login link), so that scanners for leaked secrets know it.
+A secret is 256 random bits, so its SHA-256 reveals nothing and needs no salt. It begins with `wk_` (a key),
+`ws_` (a browser's session) or `wl_` (a login link), so that scanners for leaked secrets recognise it.
 Times are seconds since the epoch.
 """
 
@@ -31,12 +31,12 @@ KEY_PATTERN: Final = re.compile(r"wk_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 TOKEN_PATTERNS: Final[dict[Kind, re.Pattern[str]]] = {
     kind: re.compile(rf"{prefix}_[A-Za-z0-9_-]{{43}}") for kind, prefix in PREFIXES.items()
 }
-SESSIONS: Final = 100  # that one key may have open; one more ends the one that would end first
+SESSIONS: Final = 100  # open sessions of one key; a further one ends the session that expires first
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key, without its secret. `user_id` is who its bearer is, `role` what they may do."""
+    """A key without its secret. `user_id` is the user of its bearer, `role` sets the permissions."""
 
     key_id: str
     user_id: str
@@ -46,12 +46,12 @@ class Key:
     revoked_at: float | None = None
 
     def is_valid(self, now: float) -> bool:
-        """Whether it opens the door at this time."""
+        """Whether the key is valid at the time `now`."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
 class Keys:
-    """The keys of one store, and the sessions that browsers open with them."""
+    """The keys of one store, and the browser sessions opened with them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -59,9 +59,9 @@ class Keys:
     async def create(
         self, user_id: str, role: Role, expires_at: float | None = None, note: Note | None = None
     ) -> tuple[Key, str]:
-        """A new key and its secret, which nobody is ever told again.
+        """Create a key. Returns the key and its secret, which is not shown again.
 
-        Raises ConfigurationError for a user that no task can have.
+        Raises ConfigurationError for a user name that no task can have.
         """
         if not user_id or user_id != fitting(user_id, keys.c.user_id):
             raise ConfigurationError(f"{user_id!r} is no user: it takes 1 to 255 characters, without NUL")
@@ -79,7 +79,7 @@ class Keys:
         return key, secret
 
     async def authenticate(self, secret: str) -> Key | None:
-        """The key with this secret. None: it is wrong, expired or revoked."""
+        """The key with this secret; None if it is wrong, expired or revoked."""
         found = KEY_PATTERN.fullmatch(secret)
         if found is None:
             return None
@@ -90,7 +90,7 @@ class Keys:
         return _valid(row)
 
     async def revoke(self, key_id: str, note: Note | None = None) -> bool:
-        """End a key and its sessions now. False: there is none of this id, or it was revoked before."""
+        """Revoke a key and end its sessions now. False if the id is unknown or was revoked before."""
         key_id = fitting(key_id, keys.c.key_id)
         ours = (keys.c.key_id == key_id) & keys.c.revoked_at.is_(None)
 
@@ -104,7 +104,7 @@ class Keys:
         return await self._store.run(act)
 
     async def list(self) -> Sequence[Key]:
-        """All keys, also those that are valid no more, the oldest first."""
+        """All keys, including expired and revoked ones, the oldest first."""
         query = select(keys).order_by(keys.c.created_at, keys.c.key_id)
 
         def act(connection: Connection) -> Sequence[Key]:
@@ -113,7 +113,7 @@ class Keys:
         return await self._store.read(act)
 
     async def any_valid(self) -> bool:
-        """Whether anybody can come in."""
+        """Whether the store has any valid key."""
 
         def act(connection: Connection) -> bool:
             return bool(connection.execute(select(exists().where(_is_valid()))).scalar_one())
@@ -121,14 +121,14 @@ class Keys:
         return await self._store.read(act)
 
     async def valid(self, key_ids: Sequence[str]) -> set[str]:
-        """Which of these keys still open the door."""
+        """Which of these keys are still valid."""
         query = select(keys.c.key_id).where(_is_valid(), keys.c.key_id.in_(key_ids))
         return await self._store.read(lambda connection: set(connection.execute(query).scalars()))
 
     # -- browsers ----------------------------------------------------------------------------------------
 
     async def open_session(self, key_id: str, seconds: float) -> str:
-        """The secret of a new session, for a cookie. It ends after so many seconds, and with its key."""
+        """Open a session and return its secret, for a cookie. It ends after `seconds`, or with its key."""
 
         def act(connection: Connection) -> str:
             return _open(connection, "session", key_id, seconds)
@@ -136,7 +136,7 @@ class Keys:
         return await self._store.run(act)
 
     async def session(self, secret: str) -> Key | None:
-        """The key of a session. None: it is wrong, over, or its key is valid no more."""
+        """The key of a session; None if the secret is wrong, or the session or its key has ended."""
         if TOKEN_PATTERNS["session"].fullmatch(secret) is None:
             return None
         query = _key_of("session", secret)
@@ -144,7 +144,7 @@ class Keys:
         return None if row is None else _valid(row)
 
     async def session_end(self, secret: str) -> float | None:
-        """When a session ends by itself, or its key does. None: there is no such session."""
+        """When a session or its key expires, whichever is first; None if there is no such session."""
         query = select(sessions.c.expires_at, keys.c.expires_at).join(
             keys, keys.c.key_id == sessions.c.key_id
         )
@@ -153,13 +153,13 @@ class Keys:
         return None if row is None else min(end for end in row if end is not None)
 
     async def live_sessions(self, hashes: Sequence[str]) -> set[str]:
-        """Which of these sessions, by the hashes of their secrets, are not over."""
+        """Which of these sessions are still open, by the hashes of their secrets."""
         is_open = (sessions.c.kind == "session") & (sessions.c.expires_at > time.time())
         query = select(sessions.c.secret_hash).where(is_open, sessions.c.secret_hash.in_(hashes))
         return await self._store.read(lambda connection: set(connection.execute(query).scalars()))
 
     async def close_session(self, secret: str) -> None:
-        """End a session now, if there is one."""
+        """End a session now, if it exists."""
 
         def act(connection: Connection) -> None:
             connection.execute(sessions.delete().where(_is("session", secret)))
@@ -167,7 +167,7 @@ class Keys:
         await self._store.run(act)
 
     async def login_link(self, key_id: str, seconds: float) -> str:
-        """A token that opens one session, once, within so many seconds."""
+        """A login token that opens one session, once, within `seconds`."""
 
         def act(connection: Connection) -> str:
             return _open(connection, "login", key_id, seconds)
@@ -175,7 +175,7 @@ class Keys:
         return await self._store.run(act)
 
     async def redeem(self, token: str, session_seconds: float) -> str | None:
-        """Spend a login link's token: the secret of a new session, or None where it opens none."""
+        """Use up a login token. Returns the secret of a new session, or None if the token is not valid."""
         if TOKEN_PATTERNS["login"].fullmatch(token) is None:
             return None
 
@@ -189,7 +189,7 @@ class Keys:
                 return None
             return _open(connection, "session", row["key_id"], session_seconds)
 
-        if await self._store.read(look) is None:  # whoever makes tokens up writes nothing
+        if await self._store.read(look) is None:  # an invented token must not cause a write
             return None
         return await self._store.run(act)
 
@@ -207,7 +207,7 @@ def _open(connection: Connection, kind: Kind, key_id: str, seconds: float) -> st
 
 
 def _is(kind: Kind, secret: str) -> ColumnElement[bool]:
-    """Looked up by its hash: how long that takes tells nothing of the secret."""
+    """Look the secret up by its hash, so that the time it takes reveals nothing of the secret."""
     return and_(sessions.c.secret_hash == hash_of(secret), sessions.c.kind == kind)
 
 
@@ -221,7 +221,7 @@ def _random() -> str:
 
 
 def hash_of(secret: str) -> str:
-    """What is kept of a secret."""
+    """The hash of a secret, which is stored in its place."""
     return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
 
 
@@ -231,7 +231,7 @@ def _is_valid() -> ColumnElement[bool]:
 
 
 def _key(row: RowMapping) -> Key:
-    role: Role = one_of(row["role"], get_args(Role), "metrics")  # of a newer version: the least that we know
+    role: Role = one_of(row["role"], get_args(Role), "metrics")  # an unknown role gets the least rights
     return Key(**{**{name: row[name] for name in Key.__slots__}, "role": role})
 
 

@@ -1,7 +1,7 @@
-"""The ledger: one row for each task that ended, was looked up, or remembered something.
+"""The ledger: one row for each task that ended, was looked up, or stored a step or checkpoint.
 
-A first run leaves no row until it ends: only a delivery that may be a second copy pays for a look-up, and
-takes a fence. Every write carries the fence of its run and changes nothing when a newer one was taken.
+A first run needs no row before it ends. Only a delivery that may be a second copy is looked up, and takes a
+fence. Every write carries the fence of its run, and changes nothing if a newer fence exists.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FailedAttempt:
-    """An attempt that failed and is to be made again. `failed_at` is in seconds since the epoch."""
+    """A failed attempt of a task that will be retried. `failed_at` is in seconds since the epoch."""
 
     task_id: UUID
     life: str
@@ -46,11 +46,11 @@ class FailedAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What is known of a task when a run takes it over.
+    """The state of a task when a run takes it over.
 
-    `kept` is the row of one that has ended already: then there is nothing to run. `is_stale`: another message
-    is the live one. `is_foreign`: the row of this id is another user's, or of another agent type. `crashes`
-    counts runs that began, were recorded and never ended. `life` is the one that the run is of.
+    `kept` is the row of a task that has ended already: then there is nothing to run. `is_stale`: another
+    message is the live one. `is_foreign`: the row belongs to another user or agent type. `crashes` counts
+    runs that were recorded and never ended. `life` is the life of the run.
     """
 
     fence: int
@@ -64,10 +64,10 @@ class Claim:
 
 
 class Ledger(PatientStore):
-    """Writes and reads the ledger for one worker. Whatever it is asked waits while the store is away.
+    """Reads and writes the ledger for one worker. Every operation waits while the store is away.
 
-    `commits` takes how long the groups of ends took to be durable. `refused` counts what was set aside: rows
-    and dead letters that the store does not take, and rows that cannot be published.
+    `commits` measures the time to make a group of ends durable. `refused` counts rows and dead letters that
+    the store refuses, and rows that cannot be published.
     """
 
     def __init__(self, store: Store, worker_id: str, on_change: Callable[[bool, str], None]) -> None:
@@ -80,9 +80,10 @@ class Ledger(PatientStore):
     # -- what became of runs ------------------------------------------------------------------------------
 
     async def write(self, writes: Sequence[Write]) -> list[Verdict]:
-        """Write what became of runs, each of another task, in one commit: durable when it returns.
+        """Write what became of runs, each of a different task, in one commit. Durable when it returns.
 
-        One that the store refuses is told apart, and holds up no other. Raises StoreUnusable.
+        A write that the store refuses gets the verdict REFUSED and does not affect others. Raises
+        StoreUnusable.
         """
         return await apart(writes, self._write, self._refuse)
 
@@ -110,7 +111,7 @@ class Ledger(PatientStore):
         return [verdicts[run_of(write).task_id] for write in writes]
 
     async def note_attempts(self, failed: Sequence[FailedAttempt]) -> None:
-        """Write down failed attempts, to be looked at: nothing depends on it."""
+        """Record failed attempts for people to read. No decision depends on them."""
         rows = [asdict(attempt) | {"worker_id": self._worker_id} for attempt in failed]
         await apart(rows, self._note, self._refuse_row)
 
@@ -126,16 +127,16 @@ class Ledger(PatientStore):
     async def claim(
         self, task_id: UUID, life: str, agent_type: str, user_id: str, *, crashed: bool, dispatch: int = 0
     ) -> Claim:
-        """Take the task over: a new fence, and what earlier runs have remembered.
+        """Take the task over: a new fence, and the steps and checkpoint of earlier runs.
 
-        `dispatch` is the message's: with a higher one in the store, or a newer life, it is not the live one.
+        `dispatch` is the number in the message. If the store has a higher number or a newer life, the message
+        is stale.
 
-        `crashed` says that this delivery came back without having been released: unless the row says so, its
-        worker died, and the start of this run is recorded as one that has not ended. So it is where the row
-        says that somebody runs it, whatever the broker knows: a message that expired as its worker died comes
-        by way of ageing, as a fresh one.
+        `crashed` says that the delivery came back without having been released. Unless the row says released,
+        its worker died, and a crash is counted. A crash is also counted if the row says running: a message
+        that expired as its worker died comes back through ageing, and the broker calls it new.
 
-        A `life` that the store does not know counts only where a replay may have begun it (`life_of`).
+        A `life` that the store does not know counts only if a replay can have begun it (`life_of`).
         """
         user_id = fitting(user_id, tasks.c.user_id)
 
@@ -152,7 +153,7 @@ class Ledger(PatientStore):
             if row["life"] > its_life or (row["life"] == its_life and row["dispatch"] > dispatch):
                 return replace(known, is_stale=True)
             if row["status"] in FINAL and row["life"] == its_life:
-                if not row["agent_type"]:  # cancelled before anybody knew what it was
+                if not row["agent_type"]:  # it was cancelled before its message was read
                     self._introduce(connection, task_id, agent_type, user_id)
                 return replace(known, kept=row)
             return self._take(connection, row, its_life, dispatch, crashed=crashed or was_running)
@@ -160,11 +161,11 @@ class Ledger(PatientStore):
         return await self.surely(act)
 
     async def begin(self, run: Entry) -> Claim:
-        """Take a fence for a first run that is about to remember something.
+        """Take a fence for a first run that is about to store a step or checkpoint.
 
-        No message said that anybody ran the task before. If the row does, the task is not this run's: it has
-        ended, or it is another's, whose own message sees to it should that one have died. Raises FenceLost
-        then, and nothing is changed.
+        No message said that the task ran before. If the row says so, the task is not this run's: it has
+        ended, or another run has it, whose own message recovers it after a crash. Then it raises FenceLost,
+        and nothing is changed.
         """
 
         def act(connection: Connection) -> Claim:
@@ -176,7 +177,7 @@ class Ledger(PatientStore):
         return await self.surely(act)
 
     async def confirm(self, run: Entry) -> None:
-        """Ask whether the fence of a run is still the newest. Raises FenceLost for an overtaken one."""
+        """Check that the fence of a run is still the newest. Raises FenceLost if it is not."""
         await self.surely(lambda connection: hold(connection, run))
 
     def _introduce(self, connection: Connection, task_id: UUID, agent_type: str, user_id: str) -> None:
@@ -185,7 +186,7 @@ class Ledger(PatientStore):
         )
 
     async def crashes(self, task_id: UUID) -> int:
-        """How many runs of a task began and have not ended; nothing is recorded by asking."""
+        """The number of runs of a task that were recorded and have not ended. It changes nothing."""
 
         def act(connection: Connection) -> int:
             query = select(tasks.c.crashes, tasks.c.status).where(tasks.c.task_id == task_id)
@@ -195,7 +196,7 @@ class Ledger(PatientStore):
         return await self.surely(act)
 
     async def exonerate(self, run: Entry) -> None:
-        """A run that was overtaken has ended after all: its worker did not die of it."""
+        """Take back one crash: an overtaken run has ended after all, so it did not kill its worker."""
 
         def act(connection: Connection) -> None:
             its = (tasks.c.task_id == run.task_id) & (tasks.c.life == run.life) & (tasks.c.crashes > 0)
@@ -218,7 +219,7 @@ class Ledger(PatientStore):
                 life=life,
                 status=RUNNING,
                 fence=fence,
-                # Another life counts its own: with that of the last one its message would be stale.
+                # A new life counts its own dispatches: with the old number its message would be stale.
                 dispatch=dispatch if begins_anew else row["dispatch"],
                 crashes=crashes,
                 worker_id=self._worker_id,
@@ -237,12 +238,12 @@ class Ledger(PatientStore):
     # -- while it runs ------------------------------------------------------------------------------------
 
     async def note_running(self, runs: Sequence[Entry]) -> None:
-        """Write down that these run, those that have a row already left alone."""
+        """Record that these tasks run. Existing rows are not changed."""
         now = time.time()
         names = ("task_id", "life", "agent_type", "user_id", "fence", "worker_id")
         same = {"status": RUNNING, "crashes": 0, "attempts": 0, "updated_at": now}
         rows = [{name: getattr(run, name) for name in names} | same for run in runs]
-        # In one order, so that two workers with copies of the same tasks do not wait for each other.
+        # Sorted, so that two workers with copies of the same tasks cannot deadlock.
         rows.sort(key=itemgetter("task_id"))
 
         async def write(some: Sequence[dict[str, Any]]) -> Sequence[None]:
@@ -255,7 +256,7 @@ class Ledger(PatientStore):
         await apart(rows, write, self._refuse_row)
 
     async def sign_of_life(self, runs: Sequence[Entry]) -> None:
-        """Note that these still run, though the broker has taken their messages back."""
+        """Record that these tasks still run, although the broker has taken their messages back."""
         ours = (
             (tasks.c.task_id == bindparam("id"))
             & (tasks.c.life == bindparam("its_life"))
@@ -276,7 +277,7 @@ class Ledger(PatientStore):
         await self.surely(act)
 
     async def running_elsewhere(self, task_id: UUID, life: str) -> float | None:
-        """The last sign of life of the run that another worker has recorded, or None: nobody else runs it."""
+        """The last sign of life of another worker's run, in seconds since the epoch; None without one."""
         query = select(tasks.c.updated_at).where(
             tasks.c.task_id == task_id,
             tasks.c.life == fitting(life, tasks.c.life),
@@ -291,7 +292,7 @@ class Ledger(PatientStore):
         return await self.surely(act)
 
     async def remember(self, run: Entry, name: str, value: bytes) -> bytes:
-        """Keep the value of a step, or the one that is kept already, and give it. Durable when it returns.
+        """Store the value of a step, unless it has one. Returns the stored value, durable.
 
         Raises FenceLost for an overtaken run.
         """
@@ -303,7 +304,7 @@ class Ledger(PatientStore):
             )
             if connection.execute(new.on_conflict_do_nothing()).rowcount:
                 return value
-            # An attempt that timed out just when it had written this: what it kept counts, as ever.
+            # An earlier attempt stored this step and then timed out. The first stored value counts.
             query = select(steps.c.value).where(steps.c.task_id == run.task_id, steps.c.name == name)
             first: bytes = connection.execute(query).scalar_one()
             return first
@@ -311,7 +312,7 @@ class Ledger(PatientStore):
         return await self.surely(act)
 
     async def checkpoint(self, run: Entry, state: bytes) -> None:
-        """Keep the state of a run. Durable when it returns. Raises FenceLost for an overtaken run."""
+        """Store the state of a run, durable when it returns. Raises FenceLost for an overtaken run."""
 
         def act(connection: Connection) -> None:
             hold(connection, run)

@@ -1,4 +1,4 @@
-"""Whether the store is away, judged by the operations that fail and have not succeeded since."""
+"""Outage detection for the store, from the operations that failed and have not succeeded since."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ STEADY: Final = 2.0  # seconds without any failure before it counts as back
 
 
 class Outage:
-    """The state of one store, as its users see it. Times are in seconds on any steady clock.
+    """The state of one store, up or down. Times are in seconds on any monotonic clock.
 
     A success says nothing about other operations: a full disk still answers reads. So the store is back only
-    when each operation that failed has succeeded. Both changes take some time, so that a store which
-    fails now and then is not told as down and up all the time.
+    when each failed operation has succeeded. Both changes need some time, so that occasional failures do not
+    report the store as down and up again and again.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Outage:
         self._last_failure = float("-inf")
 
     def failed(self, operation: object, now: float) -> bool:
-        """Note that an operation failed, and will be tried again. True when the store counts as away now."""
+        """Record that an operation failed and will be retried. True if the store counts as down from now."""
         self._last_failure = now
         since = self._failing.setdefault(operation, now)
         if not self.is_up or now - since < TELL_AFTER:
@@ -31,11 +31,11 @@ class Outage:
         return True
 
     def given_up(self, operation: object) -> None:
-        """Forget an operation that is not tried again: it was cancelled, or it failed for another reason."""
+        """Forget an operation that is not retried: it was cancelled, or failed for another reason."""
         self._failing.pop(operation, None)
 
     def succeeded(self, operation: object, now: float) -> bool:
-        """Note that an operation succeeded. True when the store counts as back now."""
+        """Record that an operation succeeded. True if the store counts as up from now."""
         self._failing.pop(operation, None)
         if self.is_up or self._failing or now - self._last_failure < STEADY:
             return False

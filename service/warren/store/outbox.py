@@ -1,8 +1,8 @@
-"""The outbox: tasks that wait in the store, each published when it is due.
+"""The outbox: tasks that wait in the store until they are due, and are then published.
 
-A row is the task as long as it is `scheduled`. Whoever publishes it takes a lease first, so that no other
-relay does the same, and counts its `dispatch` up: should a lease run out with the message already under way,
-the next message has a higher number, and the smaller one is dropped by whoever receives it.
+While a row is `scheduled`, it is the task. A relay takes a lease on it before it publishes, so that no other
+relay does the same, and increments its `dispatch`. If a lease expires with the message already under way, the
+next message has a higher number, and the worker that receives the older one drops it.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from warren_schemas import AMQP_PRIORITY, Reason, Task
 
 log = structlog.get_logger(__name__)
 
-LEASE: Final = 60.0  # seconds that one publication may take before somebody else tries
-# Tasks that are put in order at once: as many as the front door lets wait by default. It bounds what that
-# costs, however many are due.
+LEASE: Final = 60.0  # seconds that one publication may take before another relay tries
+# Tasks that are sorted at once: the default capacity of the outbox. It limits the cost of sorting, however
+# many tasks are due.
 STANDING: Final = 10_000
-FIRST_PAUSE: Final = 1.0  # seconds that a row is left alone which the store refuses; doubles up to
+FIRST_PAUSE: Final = 1.0  # seconds before a row that the store refused is tried again; doubles each time
 LONGEST_PAUSE: Final = 3600.0
-LOADS: Final = 5  # claims that one order is good for
-UNSAID_PRIORITY: Final = AMQP_PRIORITY["medium"]  # as quorum queues read it
+LOADS: Final = 5  # claims for which one sorted list is used
+UNSAID_PRIORITY: Final = AMQP_PRIORITY["medium"]  # for a row without a priority, as in quorum queues
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A task that is to be published now; `dispatch` numbers this publication."""
+    """A task to publish now. `dispatch` is the number of this publication."""
 
     task_id: UUID
     life: str
@@ -62,7 +62,7 @@ def waiting_row(
     due_at: float | None = None,
     key: str | None = None,
 ) -> dict[str, Any]:
-    """A row of `tasks` for a new task that the relay publishes at `due_at`, or at once."""
+    """A row of `tasks` for a new task, which the relay publishes at `due_at`; None means at once."""
     return {
         "task_id": task_id, "life": "", "agent_type": agent_type, "user_id": user_id,
         "status": SCHEDULED, "fence": 0, "crashes": 0, "attempts": 0, "dispatch": 0,
@@ -72,19 +72,20 @@ def waiting_row(
 
 
 class Outbox:
-    """The outbox as a worker uses it. Whatever it is asked waits while the store is away."""
+    """The outbox for a relay. Every operation waits while the store is away."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._line = deque[UUID]()
-        # What the store refused to hand out: until when it is left alone, and the pause that was.
+        # Rows that the store refused: the time of the next try, and the length of the last pause.
         self._refused: dict[UUID, tuple[float, float]] = {}
 
     async def claim_due(self, limit: int, *, but_not: Collection[str] = ()) -> list[Due]:
-        """Take a lease on tasks that are due, but for some agent types; fewer than `limit` are all there are.
+        """Take a lease on due tasks, at most `limit`, except those of the agent types `but_not`.
 
-        Higher priorities come first; within one, users take turns: first the task of each that has been due
-        longest, then the second of each, and so on. They are lined up for a few calls at once.
+        Higher priorities come first. Within a priority users take turns: first the longest due task of each
+        user, then the second of each, and so on. Tasks are sorted for a few calls at once. Fewer than `limit`
+        tasks means that there are no more.
         """
         claimed = await self._claim_next(limit, but_not)
         if len(claimed) < limit:
@@ -103,7 +104,7 @@ class Outbox:
         return [task_id for task_id in line if self._refused.get(task_id, (0.0, 0.0))[0] <= now]
 
     async def _claim_next(self, limit: int, but_not: Collection[str]) -> list[Due]:
-        """Claim those that stand first in line, but for those that another relay has claimed meanwhile."""
+        """Claim the first tasks of the sorted list, except those that another relay has claimed since."""
         claimed = list[Due]()
         while self._line and len(claimed) < limit:
             count = min(limit - len(claimed), len(self._line))
@@ -111,7 +112,7 @@ class Outbox:
         return claimed
 
     async def _claim(self, task_ids: Sequence[UUID], but_not: Collection[str]) -> list[Due]:
-        """Claim these, in their order. One that the store refuses is left alone, longer each time."""
+        """Claim these tasks, in their order. A task that the store refuses pauses, longer each time."""
 
         async def claim(some: Sequence[UUID]) -> list[Due | None]:
             found = {due.task_id: due for due in await self._claim_together(some, but_not)}
@@ -145,12 +146,12 @@ class Outbox:
         return await self._ledger.surely(act)
 
     async def published(self, sent: Sequence[Due]) -> None:
-        """The broker has confirmed these. Those that somebody runs already are left alone."""
+        """Mark tasks as published: the broker has confirmed them. Tasks that run already are not changed."""
 
         await self._each(sent, _mark_published)
 
     async def set_aside(self, due: Due, reason: Reason, failure: Failure) -> None:
-        """End a task that can never be published: dead, with its body, to be edited and replayed."""
+        """End a task that can never be published: it is dead, and keeps its body for an edited replay."""
         self._ledger.refused += 1
         now = time.time()
         dead = {
@@ -174,7 +175,7 @@ class Outbox:
         await self._ledger.surely(act)
 
     async def put_back(self, refused: Sequence[Due], seconds: float) -> None:
-        """These could not be published: nobody tries again for so many seconds."""
+        """Put back tasks that could not be published. No relay tries them for so many `seconds`."""
         statement = tasks.update().where(*_is_named()).values(leased_until=time.time() + seconds)
 
         def write(connection: Connection, some: Sequence[Due]) -> None:
@@ -183,7 +184,7 @@ class Outbox:
         await self._each(refused, write)
 
     async def _each(self, rows: Sequence[Due], write: Callable[[Connection, Sequence[Due]], None]) -> None:
-        """Write the rows in one transaction; one that the store refuses changes nothing for the others."""
+        """Write the rows in one transaction. A row that the store refuses does not affect the others."""
 
         async def together(some: Sequence[Due]) -> Sequence[None]:
             await self._ledger.surely(lambda connection: write(connection, some))
@@ -193,7 +194,7 @@ class Outbox:
 
 
 class Entrance:
-    """The outbox as a producer uses it: tasks with an idempotency key enter once."""
+    """The outbox for a producer. A task with an idempotency key enters once."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -202,11 +203,11 @@ class Entrance:
     async def enter(
         self, task_id: UUID, agent_type: str, user_id: str, key: str, parcel: Parcel
     ) -> Due | FirstRequest | None:
-        """Write a task down, once for its user and key.
+        """Insert a task, once for its user and key.
 
-        Gives what its producer is to publish right now; or the task that had the key before;
-        or None while the producer of that one is publishing it and may yet be refused: ask again.
-        Should a producer vanish, a relay publishes its task when the lease is over.
+        Returns the publication that its producer must make now, or the earlier task with this key. Returns
+        None if another producer is publishing that task and may still be refused: ask again. If a producer
+        vanishes, a relay publishes its task after the lease.
         """
         now = time.time()
         new = waiting_row(task_id, agent_type, user_id, parcel, now, key=key)
@@ -223,7 +224,7 @@ class Entrance:
             if row is None:
                 itself = select(tasks.c.task_id).where(tasks.c.task_id == task_id)
                 is_here = connection.execute(itself).first() is not None
-                # None: the other one was refused just now.
+                # None: the broker has just refused the other producer's task.
                 return FirstRequest(task_id, agent_type, parcel.body) if is_here else None
             if row.status == SCHEDULED and (row.leased_until or 0) > now:
                 return None
@@ -232,7 +233,7 @@ class Entrance:
         return await self._store.run(act)
 
     async def published(self, due: Due) -> None:
-        """The broker has confirmed it."""
+        """Mark the task as published: the broker has confirmed it."""
 
         def act(connection: Connection) -> None:
             _mark_published(connection, [due])
@@ -240,7 +241,7 @@ class Entrance:
         await self._store.run(act)
 
     async def hand_over(self, due: Due) -> None:
-        """Nobody knows whether the broker has it: from now on a relay may publish it."""
+        """Leave the task to the relay: it is unknown whether the broker has the message."""
 
         def act(connection: Connection) -> None:
             statement = tasks.update().where(*_is_named(), tasks.c.status == SCHEDULED)
@@ -249,7 +250,7 @@ class Entrance:
         await self._store.run(act)
 
     async def withdraw(self, due: Due) -> None:
-        """The broker has refused it: its producer is told so, and nobody else is to try."""
+        """Delete the task, which the broker refused. Its producer gets the error, and no relay tries it."""
         ours = (tasks.c.task_id == due.task_id) & (tasks.c.dispatch == due.dispatch)
 
         def act(connection: Connection) -> None:
@@ -259,7 +260,7 @@ class Entrance:
 
 
 def _is_free(now: float, but_not: Collection[str]) -> ColumnElement[bool]:
-    """Whether a row is due, of none of these agent types, and nobody publishes it right now."""
+    """Whether a row is due, has no lease, and has none of these agent types."""
     return and_(
         tasks.c.due_at <= now,
         or_(tasks.c.leased_until.is_(None), tasks.c.leased_until < now),
@@ -268,7 +269,7 @@ def _is_free(now: float, but_not: Collection[str]) -> ColumnElement[bool]:
 
 
 def _line(now: float, but_not: Collection[str]) -> Select[Any]:
-    """The ids of the tasks to publish, in order; of very many, of those that have been due longest."""
+    """The ids of the tasks to publish, in order: the STANDING tasks that have been due longest."""
     columns = (tasks.c.task_id, tasks.c.user_id, tasks.c.priority, tasks.c.due_at)
     due = select(*columns).where(_is_free(now, but_not)).order_by(tasks.c.due_at).limit(STANDING).subquery()
     priority = func.coalesce(due.c.priority, UNSAID_PRIORITY)
@@ -277,7 +278,7 @@ def _line(now: float, but_not: Collection[str]) -> Select[Any]:
 
 
 def body_of(task: Task) -> bytes:
-    """The body of its message."""
+    """The body of a task's message."""
     return task.model_dump_json(exclude_defaults=True).encode()
 
 
@@ -294,7 +295,7 @@ def _mark_published(connection: Connection, sent: Sequence[Due]) -> None:
 
 
 def _is_named() -> tuple[ColumnElement[bool], ...]:
-    """Whether a row still stands for this publication: another life may have got to the same number."""
+    """Whether a row still belongs to this publication: another life may have reached the same number."""
     return (
         tasks.c.task_id == bindparam("id"),
         tasks.c.life == bindparam("its_life"),

@@ -1,4 +1,4 @@
-"""A store that comes and goes: whatever it is asked waits while it is away."""
+"""Patient store: operations wait and retry while the database is away."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ LONGEST_PAUSE: Final = 5.0
 
 
 class PatientStore:
-    """Waits for its store, as long as it takes.
+    """Runs operations on a store, and retries them without a limit while it is away.
 
-    `on_change(up, reason)` tells when the store goes away and when it is back, and `is_up` says which it is.
+    `on_change(up, reason)` is called when the store goes away and when it is back.
     """
 
     def __init__(self, store: Store, on_change: Callable[[bool, str], None]) -> None:
@@ -40,7 +40,7 @@ class PatientStore:
         return self._outage.is_up
 
     async def surely(self, act: Callable[[Connection], T]) -> T:
-        """Run `act` in a transaction; as long as the store is away, wait and try again."""
+        """Run `act` in a transaction. While the store is away, wait and try again."""
         return await self._patiently(lambda: self.store.run(act))
 
     async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
@@ -71,16 +71,16 @@ async def apart(
     write: Callable[[Sequence[Row]], Awaitable[Sequence[T]]],
     refused: Callable[[Row, Exception], T],
 ) -> list[T]:
-    """Write rows together; where that fails, in halves, so that a row which cannot be written is alone.
+    """Write rows together. If that fails, write each half, until a row that cannot be written stands alone.
 
-    Of each row it gives what `write` says, or `refused(row, error)`. Raises StoreUnusable: then no row is to
-    blame.
+    Returns for each row the result of `write`, or of `refused(row, error)`. Raises StoreUnusable, which no
+    row causes.
     """
     try:
         return list(await write(rows))
     except StoreUnusable:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever the database has against one of them
+    except Exception as error:  # noqa: BLE001 - the database may refuse a row with any error
         if len(rows) == 1:
             return [refused(rows[0], error)]
     half = len(rows) // 2

@@ -1,4 +1,4 @@
-"""Connecting to PostgreSQL with an address of ours: what asyncpg is told, and what its refusals mean."""
+"""PostgreSQL connections: asyncpg's arguments from an address, and the meaning of its errors."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ CONNECT_TIMEOUT: Final = 10  # seconds
 _FILES: Final = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile")
 _FOR_THE_SERVER: Final = ("application_name", "options")
 _NOT_FOR_ASYNCPG: Final = (*_FOR_THE_SERVER, "connect_timeout", "channel_binding")
-# SQLSTATEs (PostgreSQL, appendix A) of what stays as it is until somebody acts: authorization, unknown
-# database, missing right, parameters that the server does not know or take.
+# SQLSTATEs (PostgreSQL, appendix A) of errors that last until an operator acts: authorization, unknown
+# database, missing permission, parameters that the server does not know or accept.
 _LASTING: Final = ("28", "3D", "42501", "42704", "22023", "0A")
 _BROKEN_OFF: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 class Refused(Exception):
-    """The server refuses us, or we refuse the server; trying again does not help by itself."""
+    """The server refuses us, or we refuse the server. A retry alone does not help."""
 
 
 class Connecting:
@@ -43,7 +43,7 @@ class Connecting:
                 ) from error
 
     async def connect(self) -> Any:
-        """A connection of asyncpg. Raises Refused, ConfigurationError, or an OSError for what may pass."""
+        """Open an asyncpg connection. Raises Refused, ConfigurationError, or OSError for temporary errors."""
         import asyncpg  # noqa: PLC0415 - it comes with an extra
 
         try:
@@ -68,7 +68,7 @@ class Connecting:
 
 
 def _arguments(address: Address) -> dict[str, Any]:
-    """What asyncpg is given. Its own parser of addresses sees only the parameters that it alone takes."""
+    """The arguments for asyncpg. Its own URL parser gets only the parameters that no argument covers."""
     given = address.parameters
     own = {name: value for name, value in given.items() if name not in _NOT_FOR_ASYNCPG}
     arguments: dict[str, Any] = {
@@ -77,7 +77,7 @@ def _arguments(address: Address) -> dict[str, Any]:
         "password": address.password,
         "database": address.path or None,
         "server_settings": {name: given[name] for name in _FOR_THE_SERVER if name in given},
-        # A server that hangs counts as one that is away: asyncpg raises TimeoutError, an OSError.
+        # A server that hangs counts as unreachable: asyncpg raises TimeoutError, an OSError.
         "timeout": float(given.get("connect_timeout", 0)) or CONNECT_TIMEOUT,
     }
     if address.hosts:

@@ -1,4 +1,4 @@
-"""The plan of a replay, as it is written down and read back."""
+"""The plan of a replay, and its JSON form in the store."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class Plan:
     """Which dead letters are replayed, and how.
 
-    `canary` are replayed first and awaited, `rate` is in tasks a second, `edit` a JSON merge patch (RFC 7396)
-    for the payload, `timeout` the seconds without any news after which waiting for outcomes ends (0: it does not wait).
+    `canary` is the number of tasks that are replayed and awaited first. `rate` is in tasks a second. `edit`
+    is a JSON merge patch (RFC 7396) for the payload. `timeout` is how long the replay waits without a new
+    outcome, in seconds; 0 does not wait.
     """
 
     wanted: Filter = field(default_factory=Filter)
@@ -33,12 +34,12 @@ class Plan:
     timeout: NotNegative = 600.0
 
     def without_edit(self) -> dict[str, JsonValue]:
-        """What it is, for whoever reads the audit: an edit may hold what they need not see."""
+        """The plan for the audit log, without the edit, which may hold private data."""
         said = asdict(replace(self, edit=None)) | {"wanted": self.wanted.as_json()}
         return {name: value for name, value in said.items() if value is not None}
 
     def written(self, selected: int) -> bytes:
-        """It as JSON, with how many dead letters it selected."""
+        """The plan as JSON, with the number of dead letters that it selected."""
         return to_json(asdict(self) | {"selected": selected})
 
 
@@ -47,17 +48,17 @@ _COUNTS: Final = TypeAdapter(NonNegativeInt)
 
 
 def read_plan(raw: bytes) -> tuple[Plan, int]:
-    """A plan that was written down, and how many it selected.
+    """Read a plan from its JSON, with the number of dead letters that it selected.
 
-    Raises ValueError for what is no plan, or has a part that this version does not know: without it, the plan
-    would be another one.
+    Raises ValueError if it is not a plan, or has a field that this version does not know: to ignore the field
+    would change the plan.
     """
     try:
         parts: dict[str, Any] = dict(from_json(raw))
         selected = _COUNTS.validate_python(parts.pop("selected"))
         plan = Plan(wanted=Filter(**parts.pop("wanted")), **parts)
         _PLANS.validate_json(to_json(asdict(plan)), strict=True)
-        plan.wanted.condition()  # an id may be none
+        plan.wanted.condition()  # raises ValueError if the task id is not a UUID
     except (ValueError, TypeError, KeyError) as error:
         why = what_does_not_fit(error) if isinstance(error, ValidationError) else message_of(error)
         raise ValueError(f"its plan in the store cannot be read: {why}") from error

@@ -1,7 +1,7 @@
-"""Replays in the store: their plans, the rows that they turn from dead to scheduled, and how those ended.
+"""Replays in the store: their plans, the rows that they turn from dead to scheduled, and the outcomes.
 
-Replaying only writes rows; the relay of any worker publishes them. Every row that is replayed gets the
-replay's id as its life, so what belongs to a replay, and how it ended, is asked of the rows themselves.
+A replay only writes rows; the relay of any worker publishes them. Every replayed row gets the replay's id as
+its life. So the rows themselves show which tasks belong to a replay, and how they ended.
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ from warren.store.schema import (
 )
 
 Status = Literal["running", "paused", "stopped", "done"]
-"""Carried out; interrupted; ended by itself before its end; all replayed."""
+"""In this order: being carried out; interrupted; ended early by itself; all replayed."""
 
 _ENDED_OTHERWISE: Final = (DEAD, CANCELLED, DISCARDED)
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A plan that is being, or has been, carried out. Only what died before `created_at` belongs to it.
+    """A replay and its plan. Only tasks that died before `created_at` belong to it.
 
-    `plan` is None where the row has none that can be read; then `reason` says why, and nothing belongs to it.
+    `plan` is None if it cannot be read. Then `reason` says why, and no task belongs to the replay. Times are
+    seconds since the epoch.
     """
 
     replay_id: str
@@ -66,9 +67,9 @@ class Replay:
     updated_at: float
 
     def condition(self) -> ColumnElement[bool]:
-        """What is still to be replayed. A row of this replay, or of a later one, is never taken again."""
+        """The dead letters still to replay. A row of this or a later replay is never taken again."""
         if self.plan is None:
-            return tasks.c.life < ""  # no row: `false()` would take the table out of a query
+            return tasks.c.life < ""  # matches no row; `false()` would remove the table from the query
         return and_(
             self.plan.wanted.condition(),
             tasks.c.finished_at <= self.created_at,
@@ -78,7 +79,7 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What became of the tasks of a replay; `same_way` died with the fingerprint that they had before."""
+    """Outcome counts of a replay's tasks. `same_way` counts tasks that died with their former fingerprint."""
 
     succeeded: int = 0
     same_way: int = 0
@@ -87,12 +88,12 @@ class Outcomes:
 
     @property
     def total(self) -> int:
-        """All that was replayed."""
+        """The number of replayed tasks."""
         return self.succeeded + self.same_way + self.otherwise + self.open
 
 
 class Fresh(NamedTuple):
-    """A body to be published, with its AMQP priority; and with a new id where it was edited."""
+    """A body to publish, with its AMQP priority, and a new task id if the payload was edited."""
 
     body: bytes
     priority: int
@@ -100,7 +101,7 @@ class Fresh(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A dead letter that cannot be replayed, and why."""
+    """A dead letter that cannot be replayed, and the reason."""
 
     task_id: UUID
     message: str
@@ -108,7 +109,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one transaction replayed; `position` is None where there is nothing behind it."""
+    """The result of one transaction of a replay. `position` is None if no dead letters are left."""
 
     replayed: int
     problems: Sequence[Problem]
@@ -122,7 +123,7 @@ class Replays:
         self._store = store
 
     async def begin(self, plan: Plan, replay_id: UUID, note: Note | None = None) -> Replay:
-        """Write a plan down. From now on it can be resumed."""
+        """Store a plan. From now on the replay can be resumed."""
         now = time.time()
         replay = Replay(str(replay_id), plan, 0, "paused", "", now, now)
 
@@ -139,7 +140,7 @@ class Replays:
         return await self.get(replay.replay_id)
 
     async def get(self, replay_id: str) -> Replay:
-        """A replay that is there."""
+        """An existing replay."""
 
         def act(connection: Connection) -> Replay:
             query = select(replays).where(replays.c.replay_id == replay_id)
@@ -148,7 +149,7 @@ class Replays:
         return await self._store.read(act)
 
     async def find(self, prefix: str) -> list[Replay]:
-        """Replays whose id begins like this, the newest first, a few at most."""
+        """Replays whose id begins with `prefix`, the newest first, at most 10."""
         query = select(replays).where(replays.c.replay_id.startswith(prefix, autoescape=True))
 
         def act(connection: Connection) -> list[Replay]:
@@ -158,7 +159,7 @@ class Replays:
         return await self._store.read(act)
 
     async def mark(self, replay_id: str, status: Status, reason: str = "") -> None:
-        """Note how a replay stands; a running one that does so now and then shows that it is alive."""
+        """Store the status of a replay. A running replay calls this regularly as a sign of life."""
 
         def act(connection: Connection) -> None:
             connection.execute(
@@ -170,9 +171,9 @@ class Replays:
         await self._store.run(act)
 
     async def claim(self, replay_id: str, alive_for: float, note: Note | None = None) -> bool:
-        """Mark a replay as running, for one who carries it out alone.
+        """Mark a replay as running, for one process that carries it out alone.
 
-        False: somebody does already, who has said so within `alive_for` seconds.
+        False if another process runs it and has given a sign of life within `alive_for` seconds.
         """
         now = time.time()
         is_free = or_(replays.c.status != "running", replays.c.updated_at <= now - alive_for)
@@ -191,7 +192,7 @@ class Replays:
         return await self._store.run(act)
 
     async def concerns(self, replay: Replay, agent_type: str) -> bool:
-        """Whether tasks of this agent type have been, or are to be, replayed."""
+        """Whether the replay has replayed, or will replay, tasks of this agent type."""
         replayed = and_(_of(replay.replay_id), tasks.c.agent_type == agent_type)
         to_come = and_(replay.condition(), tasks.c.agent_type == agent_type)
 
@@ -204,7 +205,7 @@ class Replays:
         return await self._store.read(act)
 
     async def outcomes(self, replay_id: str) -> Outcomes:
-        """How the tasks of a replay stand."""
+        """Count the outcomes of a replay's tasks."""
         by_status = select(tasks.c.status, func.count()).where(_of(replay_id)).group_by(tasks.c.status)
         same_way = select(func.count()).where(
             _of(replay_id), IS_DEAD, tasks.c.fingerprint == tasks.c.former_fingerprint
@@ -225,9 +226,9 @@ class Replays:
         after: Position | None,
         prepare: Callable[[bytes], Fresh],
     ) -> Batch:
-        """Replay the next dead letters behind a position, at most so many, in one transaction.
+        """Replay the next dead letters behind a position, at most `count`, in one transaction.
 
-        `prepare` makes the body that is published; it raises InvalidTask for what is no task.
+        `prepare` makes the body to publish. It raises InvalidTask if the stored body is not a task.
         """
 
         def act(connection: Connection) -> Batch:
@@ -244,12 +245,12 @@ class Replays:
 
 
 def _of(replay_id: str) -> ColumnElement[bool]:
-    """The rows of a replay, by their partial index."""
+    """The rows of a replay; the literal lets the database use the partial index."""
     return and_(tasks.c.life == replay_id, tasks.c.life != literal_column("''"))
 
 
 def _locked(connection: Connection, task_ids: Sequence[UUID]) -> Sequence[RowMapping]:
-    """Whatever of these is still dead: another replay may have been quicker."""
+    """Lock and read the tasks that are still dead: another replay may have been faster."""
     found = connection.execute(
         select(tasks)
         .where(tasks.c.task_id.in_(task_ids), IS_DEAD)
@@ -309,7 +310,7 @@ def _schedule(connection: Connection, replay: Replay, fresh: Sequence[tuple[RowM
     edited = [(row, one) for row, one in fresh if one.new_id is not None]
     if edited:
         connection.execute(tasks.insert(), [_new_row(row, one, due) for row, one in edited])
-        # Their bodies stay, so that one can see what was edited.
+        # Their bodies stay, so that an operator can compare them with the edited tasks.
         connection.execute(
             tasks.update()
             .where(tasks.c.task_id.in_([row["task_id"] for row, _ in edited]))
@@ -318,7 +319,7 @@ def _schedule(connection: Connection, replay: Replay, fresh: Sequence[tuple[RowM
 
 
 def _new_row(row: RowMapping, fresh: Fresh, due: dict[str, Any]) -> dict[str, Any]:
-    """The row of an edited task: a new one, published like the old."""
+    """The row of an edited task: a new task, published like the old one."""
     kept = ("agent_type", "user_id", "headers", "reply_to", "correlation_id")
     return {name: row[name] for name in kept} | due | {
         "task_id": fresh.new_id,
@@ -334,7 +335,7 @@ def _new_row(row: RowMapping, fresh: Fresh, due: dict[str, Any]) -> dict[str, An
 
 
 def _replay(row: RowMapping) -> Replay:
-    """The replay in a row. One whose plan another version or a person wrote is shown as stopped."""
+    """The replay in a row. If its plan cannot be read, it is shown as stopped."""
     status, reason = one_of(row["status"], get_args(Status), "stopped"), row["reason"] or ""
     plan, selected = None, 0
     try:

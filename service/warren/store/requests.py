@@ -1,7 +1,7 @@
-"""Whether a second request with an idempotency key asks for what the first one asked for.
+"""Comparison of requests with the same idempotency key: do both ask for the same task?
 
-The body that the store keeps is compared, so no fingerprint is needed. Only a discarded task has none left:
-of that one the agent type alone is compared.
+The stored body is compared, so no fingerprint is needed. A discarded task has no body any more; then only the
+agent type is compared.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from uuid import UUID
 
 from pydantic_core import from_json
 
-LARGE: Final = 32 * 1024  # bytes of a body that takes long enough to compare to do it in a thread
+LARGE: Final = 32 * 1024  # bytes: larger bodies are compared in a thread
 
 
 @dataclass(frozen=True, slots=True)
 class FirstRequest:
-    """The task that has an idempotency key. `body` is None once it was discarded."""
+    """The task that has an idempotency key. `body` is None if the task was discarded."""
 
     task_id: UUID
     agent_type: str
     body: bytes | None
 
     async def is_the_same(self, agent_type: str, body: bytes) -> bool:
-        """Whether a task of this type and body asks for the same: its other fields may differ.
+        """Whether a task with this type and body has the same type and payload. Other fields may differ.
 
-        Payloads are the same if their JSON is, whatever the order of names in objects and the white space.
+        Payloads are compared as JSON. The order of names in objects and white space do not matter.
         """
         if agent_type != self.agent_type:
             return False
@@ -40,6 +40,6 @@ class FirstRequest:
 
 
 def _payload_of(body: bytes) -> str:
-    """The payload in one form of JSON. Values of Python would not do: there `True == 1`."""
+    """The payload as canonical JSON. Python values cannot be compared, since `True == 1`."""
     task: dict[str, Any] = from_json(body)
     return json.dumps(task["payload"], sort_keys=True)

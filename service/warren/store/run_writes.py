@@ -1,7 +1,7 @@
-"""What a settlement writes into the row of its task, under the fence of its run.
+"""Writes of a settlement to the row of its task, under the fence of its run.
 
-An end (`Entry`) is written by `store_finish`, hundreds at once. The others are rare, and written one by one
-in the same transaction.
+`commit_group` writes ends (`Entry`), hundreds at once. The other writes are rare, and are made one by one in
+the same transaction.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from warren.store.stored_message import Parcel, Setback
 class Postponed:
     """The task waits in the store until `due_at` (seconds since the epoch).
 
-    Messages of it that are under way are no longer the live ones.
+    Messages of the task that are under way become stale.
     """
 
     run: Entry
@@ -38,14 +38,14 @@ class Postponed:
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """The run was cancelled. A message may be all that has said so."""
+    """The run was cancelled. The row may not say so yet: a control message can come first."""
 
     run: Entry
 
 
 @dataclass(frozen=True, slots=True)
 class GivenBack:
-    """The task was given back to its queue: the next worker that gets it must not take it for a suspect."""
+    """The task was given back to its queue. The next worker must not treat it as a suspect of a crash."""
 
     run: Entry
 
@@ -54,12 +54,12 @@ Write: TypeAlias = Entry | Postponed | Cancellation | GivenBack
 
 
 def run_of(write: Write) -> Entry:
-    """The run that it is about."""
+    """The run that a write belongs to."""
     return write if isinstance(write, Entry) else write.run
 
 
 def write_one(connection: Connection, write: Postponed | Cancellation | GivenBack) -> Verdict:
-    """Write one inside a transaction. OVERTAKEN: the task is no longer this run's, and nothing changed."""
+    """Make one write inside a transaction. OVERTAKEN: the run has lost the task, and nothing changed."""
     try:
         _write(write, connection)
     except FenceLost:

@@ -1,8 +1,8 @@
-"""Recurring tasks in the store: one row for each schedule, moved on by whichever worker is first.
+"""Schedules of recurring tasks: one row for each schedule, which the first worker to see it due moves on.
 
 A tick becomes a row of `tasks`, written in the transaction that moves the schedule on; the relay publishes
-it. Its task id follows from the schedule and the tick, so no tick can become two tasks, whatever the clocks
-do. Times are seconds since the epoch.
+it. The task id is made of the schedule's name and the tick, so a tick cannot become two tasks, even if clocks
+are wrong. Times are seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ T = TypeVar("T")
 
 TICKS: Final = UUID("5f0c2b6e-9d0a-4c62-9d5c-5b1d3e0f7a41")
 """The namespace (RFC 9562, version 5) of the ids of recurring tasks."""
-SKEW: Final = 60.0  # seconds that the clocks of a fleet may differ, without one of them having jumped
-FIRST_PAUSE: Final = 0.5  # seconds that a schedule is left alone which cannot be fired; doubles up to
+SKEW: Final = 60.0  # seconds that the clocks of a fleet may differ; more means that a clock was wrong
+FIRST_PAUSE: Final = 0.5  # seconds before a schedule that could not fire is tried again; doubles each time
 LONGEST_PAUSE: Final = 60.0
 BATCH: Final = 50  # schedules that fire in one transaction
 
@@ -59,7 +59,7 @@ class Schedule:
     last_at: float | None = None
 
     def without_payload(self) -> dict[str, JsonValue]:
-        """What it is, for whoever reads the audit and need not read that."""
+        """The schedule for the audit log, without its payload, which may hold private data."""
         return {
             "agent_type": self.agent_type,
             "cron": self.cron,
@@ -80,7 +80,7 @@ class Fired:
 
 
 class Surely(Protocol):
-    """Runs something in a transaction, as `Ledger.surely` does."""
+    """Runs a function in a transaction, as `Ledger.surely` does."""
 
     async def __call__(self, act: Callable[[Connection], T]) -> T:
         """Run `act` and return what it returns."""
@@ -89,8 +89,8 @@ class Surely(Protocol):
 class Schedules:
     """The schedules of a store.
 
-    With `surely` (a ledger's) whatever is asked waits while the store is away; without it StoreUnavailable is
-    raised. `clock` is read inside each transaction, so what had to wait is no late news.
+    With a ledger's `surely`, every operation waits while the store is away; without it, operations raise
+    StoreUnavailable. `clock` is read inside each transaction, so the time is right even after a long wait.
     """
 
     def __init__(
@@ -99,21 +99,22 @@ class Schedules:
         self._store, self._clock = store, clock
         self._surely = surely or store.run
         self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
-        # What was in order stays so as long as the clock goes forward: (next_at, when it was looked at).
+        # Schedules whose next tick was found right: (next_at, time of the check). It stays right as long as
+        # the clock goes forward.
         self._sound: dict[str, tuple[float, float]] = {}
         self._told: set[str] = set()
-        # What could not be fired: until when it is left alone, and the pause that was.
+        # Schedules that could not fire: the time of the next try, and the length of the last pause.
         self._held: dict[str, tuple[float, float]] = {}
 
     # -- keeping them -------------------------------------------------------------------------------------
 
     async def add(self, schedule: Schedule, note: Note | None = None) -> Schedule:
-        """Add a schedule, or change the one of its name, and return it as it is kept.
+        """Add a schedule, or change the one with its name. Returns the stored schedule.
 
-        Only a changed cron moves its next tick.
+        Only a changed cron moves the next tick.
 
-        Raises ConfigurationError for a wrong cron, pydantic.ValidationError for what makes no task, and
-        ConfigurationError where the name belongs to an agent's `every=`.
+        Raises ConfigurationError for a wrong cron, or if the name belongs to an agent's `every=`;
+        pydantic.ValidationError if the schedule does not make a valid task.
         """
         cron.check(schedule.cron)
         task_of(schedule, self._clock())
@@ -133,7 +134,7 @@ class Schedules:
         return kept
 
     async def remove(self, name: str, note: Note | None = None) -> bool:
-        """Remove a schedule. False when there is none of this name."""
+        """Remove a schedule. False if there is none with this name."""
 
         def act(connection: Connection) -> bool:
             gone = connection.execute(delete(schedules).where(schedules.c.name == name))
@@ -144,7 +145,7 @@ class Schedules:
         return await self._surely(act)
 
     async def all(self) -> Sequence[Schedule]:
-        """All schedules, by their names."""
+        """All schedules, sorted by name."""
 
         def act(connection: Connection) -> Sequence[Schedule]:
             rows = connection.execute(select(schedules).order_by(schedules.c.name)).mappings()
@@ -153,14 +154,14 @@ class Schedules:
         return await self._surely(act)
 
     async def adopt(self, agent_types: Collection[str], every: Mapping[str, str]) -> None:
-        """Make the schedules of these agents what their code says: `every` is the cron of those that recur.
+        """Make the stored schedules of these agents match their code; `every` has the crons.
 
         A schedule that a person made is never changed, even if it has the name of an agent type.
         """
 
         def act(connection: Connection) -> list[str]:
             taken = []
-            # By name, as in `fire`: two that lock the same rows in another order would wait for each other.
+            # Sorted by name, as in `fire`, so that two transactions cannot deadlock.
             for name in sorted(agent_types):
                 if name not in every:
                     old = (schedules.c.name == name) & (schedules.c.made_by == "agent")
@@ -180,8 +181,11 @@ class Schedules:
             )
 
     def _upsert(self, connection: Connection, schedule: Schedule) -> Schedule | None:
-        """The schedule as it is kept. None, and nothing changed, when a person made the one of this name and
-        this is an agent's, or the other way round."""
+        """Insert or update a schedule, and return the stored one.
+
+        None, and no change, if a person made the schedule with this name and this one is an agent's, or the
+        reverse.
+        """
         values = asdict(schedule) | {
             "cron": schedule.cron.strip(),
             "user_id": fitting(schedule.user_id, schedules.c.user_id),
@@ -201,9 +205,10 @@ class Schedules:
     # -- firing -------------------------------------------------------------------------------------------
 
     async def fire(self) -> Sequence[Fired]:
-        """Make a task of every schedule that is due: of its last tick, whatever was missed before that.
+        """Make a task of every due schedule, for its last tick only: earlier missed ticks are skipped.
 
-        At most 50 at once, so that nobody waits long for the store: call it again until nothing fires.
+        It fires at most 50 at once, so that other users of the store do not wait long. Call it again until
+        nothing fires.
         """
         return await self._surely(self._fire)
 
@@ -218,7 +223,7 @@ class Schedules:
             if self._held.get(row["name"], (0.0, 0.0))[0] > now:
                 continue
             try:
-                with connection.begin_nested():  # what the database refuses undoes this one alone
+                with connection.begin_nested():  # a refusal by the database rolls back only this schedule
                     if row["next_at"] > now:
                         self._heal(connection, row, now)
                     elif due < BATCH:
@@ -226,12 +231,12 @@ class Schedules:
                         due += 1
             except (OperationalError, InterfaceError):
                 raise  # the store is away
-            except Exception as error:  # noqa: BLE001 - whatever is in the row, the others go on
+            except Exception as error:  # noqa: BLE001 - a bad row must not stop the others
                 self._hold(row, now, error)
         return fired
 
     def _fire_one(self, connection: Connection, row: RowMapping, now: float) -> list[Fired]:
-        """Move the schedule on, and make the task; nothing where another was faster."""
+        """Move the schedule on and make the task. Returns no tick if another worker was faster."""
         tick = cron.last_until(row["cron"], now)
         moved = self._move(connection, row, cron.next_after(row["cron"], now), last_at=tick)
         if moved is None:
@@ -245,9 +250,9 @@ class Schedules:
         return [Fired(row["name"], task.agent_type, tick, task.task_id)]
 
     def _heal(self, connection: Connection, row: RowMapping, now: float) -> None:
-        """Bring back what a clock that was ahead has moved on too far.
+        """Correct a next tick that a clock ahead of time has moved too far.
 
-        The next tick but one is still in order, and so is the next of a clock that is a little ahead of ours.
+        The next tick but one is still accepted, and so is the next tick by a clock up to SKEW ahead of ours.
         """
         known = self._sound.get(row["name"])
         if known is not None and known[0] == row["next_at"] and known[1] <= now:
@@ -261,14 +266,15 @@ class Schedules:
     def _move(
         self, connection: Connection, row: RowMapping, next_at: float, **values: float
     ) -> Schedule | None:
-        """Compare and set: the schedule as it is now, or None when somebody else has moved it."""
+        """Compare and set: the changed schedule, or None if another worker has moved it."""
         as_seen = (schedules.c.name == row["name"]) & (schedules.c.next_at == row["next_at"])
         statement = update(schedules).where(as_seen).values(next_at=next_at, **values).returning(schedules)
         return _schedule(connection.execute(statement))
 
     def _hold(self, row: RowMapping, now: float, error: Exception) -> None:
-        """One row that a newer Warren or a person wrote must not stop the others. Told once, and looked at
-        again after a pause that grows.
+        """Pause a schedule that failed, longer each time, and log each error once.
+
+        A row that a newer Warren or a person wrote must not stop the others.
         """
         pause = min(2 * self._held.get(row["name"], (0.0, FIRST_PAUSE / 2))[1], LONGEST_PAUSE)
         self._held[row["name"]] = now + pause, pause
@@ -279,7 +285,7 @@ class Schedules:
 
 
 def task_of(schedule: Schedule, tick: float) -> Task:
-    """The task of one tick. Raises ValueError (pydantic.ValidationError) for what makes no task."""
+    """The task of one tick. Raises ValueError (pydantic.ValidationError) if it would not be a valid task."""
     at = moment(tick)
     return Task(
         version=1,
@@ -299,9 +305,9 @@ def _schedule(returned: CursorResult[Any]) -> Schedule | None:
 
 
 def _read(row: RowMapping) -> Schedule:
-    """The schedule in a row, to be shown: with the defaults for words that this version does not know.
+    """The schedule in a row, for display. Words that this version does not know become the defaults.
 
-    It does not fire like that: what an unknown word asks for is not known.
+    Such a schedule does not fire with the defaults: the meaning of an unknown word is not known.
     """
     return Schedule(
         **{

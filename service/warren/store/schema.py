@@ -1,7 +1,7 @@
-"""The tables of the store. What changes here needs a migration in `migrations/versions`.
+"""Tables of the store. A change here needs a migration in `migrations/versions`.
 
-Times are seconds since the epoch (UTC), as floats: SQLite has no type for them. JSON is kept as the bytes
-that it came in.
+Times are seconds since the epoch (UTC), as floats: SQLite has no type for times. JSON is kept as the bytes
+that were received.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ metadata = MetaData()
 SCHEDULED: Final = "scheduled"
 """The row is the task: the relay publishes it when it is due."""
 PUBLISHED: Final = "published"
-"""The relay has published it, and nobody has begun to run it."""
+"""The relay has published the task, and no worker has begun to run it."""
 RUNNING: Final = "running"
-"""Somebody runs it, or ran it and died."""
+"""A worker runs the task, or died while it ran."""
 RELEASED: Final = "released"
-"""Given back to its queue; whoever gets it next is no suspect."""
+"""The task was given back to its queue. Its next delivery does not count as a crash."""
 SUCCEEDED: Final = "succeeded"
 DEAD: Final = "dead"
 CANCELLED: Final = "cancelled"
 DISCARDED: Final = "discarded"
-"""Dead, and somebody has decided that it stays so."""
+"""The task is dead, and an operator decided not to replay it."""
 FINAL: Final = (SUCCEEDED, DEAD, CANCELLED, DISCARDED)
 
 __all__ = [
@@ -53,7 +53,7 @@ tasks = Table(
     "tasks",
     metadata,
     Column("task_id", Uuid, primary_key=True),
-    # The replay that this is the life of (UUIDv7: later lives sort later), or nothing.
+    # The life: the id of the replay that began it (UUIDv7: later lives sort later), or empty.
     Column("life", Words(36), nullable=False),
     Column("agent_type", Words(63), nullable=False),
     Column("user_id", Words(255), nullable=False),
@@ -73,11 +73,11 @@ tasks = Table(
     Column("last_failed_at", Instant),
     Column("finished_at", Instant),
     Column("updated_at", Instant, nullable=False),
-    # What is needed to publish it: kept of a task that waits in the store, and of a dead one.
+    # The content needed to publish the task: kept while it waits in the store, and when it is dead.
     Column("created_at", Instant),
     Column("due_at", Instant),
     Column("leased_until", Instant),
-    # Counts what the relay publishes: a message with a smaller number is not the live one any more.
+    # Counts publications by the relay. A message with a smaller number is stale.
     Column("dispatch", Count, nullable=False, server_default="0"),
     Column("body", LargeBinary),
     Column("headers", LargeBinary),
@@ -85,21 +85,21 @@ tasks = Table(
     Column("reply_to", Words(255)),
     Column("correlation_id", Words(255)),
     Column("idempotency_key", Words(255)),
-    # Of a replayed task: how it had failed before.
+    # The fingerprint of a replayed task's last failure before the replay.
     Column("former_fingerprint", Words(16)),
 )
-# The one index that every end pays for: lists of tasks, and pruning.
+# The only index that every end of a task updates. It serves lists of tasks and pruning.
 Index("tasks_by_change", tasks.c.updated_at)
 
 
 def _partial(
     name: str, *columns: ColumnElement[object], only: ColumnElement[bool], unique: bool = False
 ) -> None:
-    """An index of some rows: ends that are written in their thousands must not pay for it."""
+    """A partial index: the ends of tasks, thousands a second, should not have to update it."""
     Index(name, *columns, unique=unique, sqlite_where=only, postgresql_where=only)
 
 
-# It holds all that says whose turn it is: bodies, which may be large, are read of those that are claimed.
+# A covering index of the columns that decide the order. Bodies can be large, and are read only when claimed.
 _partial(
     "tasks_due",
     tasks.c.due_at,
@@ -110,9 +110,9 @@ _partial(
     tasks.c.task_id,
     only=tasks.c.due_at.is_not(None),
 )
-# Those that fill a user's quota.
+# The rows that count for a user's quota.
 _partial("tasks_unfinished", tasks.c.user_id, only=tasks.c.finished_at.is_(None))
-# What came in through the store; the ends of other tasks do not pay for it.
+# Tasks that entered through the store. The ends of other tasks do not update it.
 _partial("tasks_of_user", tasks.c.user_id, tasks.c.updated_at, only=tasks.c.created_at.is_not(None))
 _partial("tasks_dead", tasks.c.finished_at, only=tasks.c.status == DEAD)
 _partial(
@@ -172,9 +172,9 @@ schedules = Table(
 replays = Table(
     "replays",
     metadata,
-    # The life of everything that it replays (UUIDv7).
+    # The life of the tasks that it replays (UUIDv7).
     Column("replay_id", Words(36), primary_key=True),
-    # JSON: which dead letters, and how.
+    # JSON: the plan, see `replay_plan`.
     Column("plan", LargeBinary, nullable=False),
     Column("status", Words(10), nullable=False),
     Column("reason", AnyWords()),
@@ -217,7 +217,7 @@ audit = Table(
     metadata,
     Column("audit_id", Integer, primary_key=True),
     Column("at", Instant, nullable=False),
-    # Nothing for the command line.
+    # Empty for the command line.
     Column("actor_key_id", Words(12)),
     Column("user_id", Words(255), nullable=False),
     Column("action", Words(64), nullable=False),
@@ -228,15 +228,15 @@ audit = Table(
 
 
 def one_of(value: str | None, words: Collection[T], otherwise: T) -> T:
-    """A word that a column holds, or what is to stand for one that this version does not know."""
+    """A column's word, or `otherwise` if this version does not know the word."""
     return cast("T", value) if value in words else otherwise
 
 
 def readable(raw: bytes | None) -> JsonValue:
-    """The JSON that a column holds, for people to look at.
+    """The JSON in a column, for people to read.
 
-    What is no JSON, because another version or a person wrote it, is shown as text: it must not keep the
-    other rows of a list from being read.
+    Invalid JSON, written by another version or a person, is shown as text: it must not make the other rows
+    of a list unreadable.
     """
     if raw is None:
         return None

@@ -1,4 +1,4 @@
-"""What is to be seen of a fleet in its store: dead letters, what waits to be published, and for how long."""
+"""Statistics of a fleet from its store: dead letters, waiting tasks, relay lag, paused agent types."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from warren.store.schema import pauses, tasks
 class StoreSight:
     """The store at one moment.
 
-    `dead` counts dead letters by agent type; `waiting` counts tasks that wait in the store for their time or
-    for a place in their queue, `due` those of them whose time has come; `lag_s` is how long the oldest of
-    these has been due, in seconds: more than a second or two means that no relay gets on.
+    `dead` counts dead letters by agent type. `waiting` counts tasks that wait in the store for their time or
+    for a place in their queue; `due` counts those whose time has come. `lag_s` is how long the oldest due
+    task has been due, in seconds. More than a second or two means that the relays do not keep up.
     """
 
     dead: Mapping[str, int]
@@ -30,10 +30,10 @@ class StoreSight:
 
 
 async def look_into(store: Store) -> StoreSight:
-    """Look once, through partial indexes. Raises StoreUnavailable or StoreUnusable."""
+    """Read the statistics once, through partial indexes. Raises StoreUnavailable or StoreUnusable."""
     now = time.time()
     dead = select(tasks.c.agent_type, func.count()).where(IS_DEAD).group_by(tasks.c.agent_type)
-    # Rows have a time as long as they wait, whatever their status says.
+    # A waiting row has a due time, for every status.
     waits = select(func.count()).where(tasks.c.due_at.is_not(None))
     due = select(func.count(), func.min(tasks.c.due_at)).where(tasks.c.due_at <= now)
 

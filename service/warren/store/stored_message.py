@@ -1,4 +1,4 @@
-"""What the store keeps of a message, so that its task can be published again."""
+"""The parts of a message that the store keeps, so that its task can be published again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What it takes to publish a task: its body, JSON of its headers, and its AMQP properties."""
+    """The content needed to publish a task: its body, its headers as JSON, and its AMQP properties."""
 
     body: bytes
     headers: bytes
@@ -17,13 +17,13 @@ class Parcel:
     correlation_id: str | None = None
 
     def columns(self) -> dict[str, Any]:
-        """The same by the names of the columns of `tasks`."""
+        """The content as values for the columns of `tasks`."""
         return {name: getattr(self, name) for name in Parcel.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
 class Setback:
-    """The failure after which a task is to be tried again, as it is written."""
+    """A failure after which a task is retried, as it is written. Times are seconds since the epoch."""
 
     error_type: str
     error_message: str

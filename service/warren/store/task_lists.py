@@ -1,4 +1,4 @@
-"""Lists of tasks, page by page: whatever has a row, what changed last first.
+"""Paged lists of the tasks in the store, the last changed first.
 
 Times are seconds since the epoch.
 """
@@ -17,7 +17,7 @@ from warren.store.schema import FINAL, fitting, tasks
 
 
 class Position(NamedTuple):
-    """A place in the order of tasks, by the time that they changed last."""
+    """A place in the order of tasks, which is by the time of their last change."""
 
     changed_at: float
     task_id: UUID
@@ -25,7 +25,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TaskLine:
-    """A task as a list shows it. `agent_type` is empty for one that was cancelled before it was known."""
+    """A task in a list. `agent_type` is empty for a task cancelled before its message was read."""
 
     task_id: UUID
     agent_type: str
@@ -57,11 +57,12 @@ class TaskList:
         after: Position | None = None,
         limit: int,
     ) -> tuple[list[TaskLine], Position | None]:
-        """At most so many tasks, and the position that others are behind; None where there are none.
+        """At most `limit` tasks, and the position of the next page; None if there is none.
 
-        With a `user_id` these are the tasks that came in through the store (by the front door, with an
-        idempotency key, by a schedule): an index of all would cost each end of a task. Without, all that
-        have a row. A task that changes while somebody turns pages moves to the first one.
+        With a `user_id`, the list has the user's tasks that entered through the store: by the gateway, with
+        an idempotency key, or by a schedule. An index of all tasks would slow down each end of a task.
+        Without `user_id`, it has all tasks with a row. A task that changes between two calls moves to the
+        first page.
         """
         query = select(*(tasks.c[name] for name in TaskLine.__slots__)).where(
             *_wanted(user_id, agent_type, status), *([] if after is None else [_behind(after)])
@@ -84,7 +85,7 @@ def _wanted(user_id: str | None, agent_type: str | None, status: str | None) -> 
     if status is not None:
         conditions.append(tasks.c.status == fitting(status, tasks.c.status))
         if status not in FINAL:
-            # There is an index of these, and they are few among all that have ended.
+            # It selects the partial index of unfinished tasks, which are few.
             conditions.append(tasks.c.finished_at.is_(None))
     return conditions
 
@@ -92,5 +93,5 @@ def _wanted(user_id: str | None, agent_type: str | None, status: str | None) -> 
 def _behind(after: Position) -> ColumnElement[bool]:
     changed_at, task_id = after
     same_moment = and_(tasks.c.updated_at == changed_at, tasks.c.task_id < task_id)
-    # The first half is what the index is good for.
+    # The first half is redundant, but lets the database use its index.
     return and_(tasks.c.updated_at <= changed_at, or_(tasks.c.updated_at < changed_at, same_moment))

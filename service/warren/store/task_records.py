@@ -1,4 +1,4 @@
-"""Reading the ledger: what became of a task. And pruning what nobody needs any more."""
+"""Archive of tasks: reads everything that the store knows of a task, and deletes old tasks."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TaskRecord:
     steps: list[Step] = field(default_factory=list)
 
     def as_result(self) -> Result:
-        """What whoever asked for the result of an ended task is answered."""
+        """The `Result` of an ended task, for the client that asked for it."""
         error = None
         if self.error_type is not None or self.reason is not None:
             error = {
@@ -82,13 +82,13 @@ class TaskRecord:
 
 
 class Archive:
-    """Reads one store."""
+    """The archive of one store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def task(self, task_id: UUID) -> TaskRecord | None:
-        """Everything about one task, or None: it waits, runs for the first time, or never was."""
+        """Everything about one task. None if it waits in its queue, runs for the first time, or never was."""
 
         def act(connection: Connection) -> TaskRecord | None:
             row = connection.execute(select(tasks).where(tasks.c.task_id == task_id)).mappings().first()
@@ -105,7 +105,7 @@ class Archive:
         return await self._store.read(act)
 
     async def status(self, task_id: UUID) -> str | None:
-        """The status alone, or None like `task`."""
+        """The status of a task; None as for `task`."""
         query = select(tasks.c.status).where(tasks.c.task_id == task_id)
         return await self._store.read(lambda connection: connection.execute(query).scalar_one_or_none())
 
@@ -115,7 +115,7 @@ class Archive:
         return await self._store.read(lambda connection: list(connection.execute(query).scalars()))
 
     async def ended_by(self, worker_id: str) -> dict[tuple[str, str], int]:
-        """How many tasks this worker has ended, by agent type and outcome. It looks at every task: seldom."""
+        """Count the tasks that a worker has ended, by agent type and outcome. It scans all: use it rarely."""
         query = (
             select(tasks.c.agent_type, tasks.c.status, func.count())
             .where(tasks.c.worker_id == worker_id, tasks.c.status.in_((SUCCEEDED, DEAD)))
@@ -128,9 +128,9 @@ class Archive:
         return await self._store.read(act)
 
     async def prune(self, older_than: float) -> int:
-        """Delete tasks that ended more than so many seconds ago, with their steps. Returns how many.
+        """Delete tasks that ended more than `older_than` seconds ago, with their steps. Returns their number.
 
-        What was discarded ended when it was.
+        For a discarded task, the time of discarding counts.
         """
         has_ended = and_(tasks.c.updated_at < time.time() - older_than, tasks.c.finished_at.is_not(None))
         ended = select(tasks.c.task_id).where(has_ended)

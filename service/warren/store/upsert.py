@@ -1,4 +1,4 @@
-"""Inserts that may meet a row which is there already, written once for SQLite and PostgreSQL."""
+"""Upsert: an insert with a rule for rows that exist already, for SQLite and PostgreSQL alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Insert: TypeAlias = sqlite.Insert | postgresql.Insert
 
 
 def insert_into(connection: Connection, table: Table) -> Insert:
-    """An insert that knows `on_conflict_do_nothing` and `on_conflict_do_update`, as both databases do."""
+    """An insert with the methods `on_conflict_do_nothing` and `on_conflict_do_update`."""
     if connection.dialect.name == "sqlite":
         return sqlite.insert(table)
     return postgresql.insert(table)

@@ -1,4 +1,4 @@
-"""How long the tasks in the store have been waiting."""
+"""Waiting times of the tasks in the store."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from warren.store.schema import PUBLISHED, RELEASED, SCHEDULED, tasks
 
 
 async def longest_waits(store: Store) -> dict[str, float]:
-    """By agent type: the seconds that the oldest task has waited which nobody runs and which is due.
+    """The longest wait of a due task that does not run, in seconds, by agent type.
 
-    A task that a producer sent to its queue itself leaves no row before it ends, and is not seen here.
+    A task that a producer published directly has no row before it ends, and does not count here.
     """
     now = time.time()
     since = func.min(func.coalesce(tasks.c.due_at, tasks.c.created_at, tasks.c.updated_at))

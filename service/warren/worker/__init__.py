@@ -1,1 +1,1 @@
-"""From a delivery to its settlement."""
+"""The worker: from a delivery to its settlement."""

@@ -1,4 +1,4 @@
-"""The ageing queue: tasks that waited one step in their queue come here, and rise a class or are expired."""
+"""Consumer of the ageing queue: raises the priority of tasks that waited one step, or ends expired ones."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from warren_schemas import AGENT_TYPE_PATTERN, REASON, Reason, Task
 
 log = structlog.get_logger(__name__)
 
-PREFETCH: Final = 10  # beside the tasks of the worker: few, since a full queue makes them wait here
-# Seconds until a task is offered again to a queue that was full: short, as it competes with producers.
+PREFETCH: Final = 10  # in addition to the worker's tasks; few, because they wait here for a full queue
+# Seconds before a task is published again to a full queue: short, because it competes with producers.
 PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 1.0
-# Seconds that a message rests which could not be handled, before it goes back to its queue.
+# Seconds before a message that could not be handled goes back to its queue.
 REST: Final = 30.0
-# Places that are lent for messages which rest or wait for a full queue, so that the others go on.
+# Additional places, to replace those of messages that rest or wait for a full queue.
 LENT: Final = 200
 
 
 class Ageing:
-    """Consumes the ageing queue: republished, confirmed, then acknowledged."""
+    """Consumes the ageing queue: each task is published again, confirmed, then acknowledged."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Ageing:
         await self._consumer.run()
 
     async def drain(self, seconds: float) -> None:
-        """Take no more, and give what is under way this long; the rest returns with the connection."""
+        """Stop consuming, and wait up to `seconds` for messages in work. The broker takes the rest back."""
         self._draining = True
         self._consumer.want(0)
         if self._handlers:
@@ -80,11 +80,11 @@ class Ageing:
     def _handled(self, handler: asyncio.Task[None]) -> None:
         self._handlers.discard(handler)
         if not handler.cancelled() and (error := handler.exception()) is not None:
-            log.error("ageing.failed", exc_info=error)  # with its channel, what it held goes back
+            log.error("ageing.failed", exc_info=error)  # its message goes back when the channel closes
 
     @contextmanager
     def _place_lent(self) -> Iterator[None]:
-        """A message that waits here must not hold up the others: its place is lent to one of them."""
+        """Lend the place of a message that waits here to another, so that it blocks no place."""
         self._waiting += 1
         self._feed()
         try:
@@ -98,7 +98,7 @@ class Ageing:
             self._consumer.want(PREFETCH + min(self._waiting, LENT))
 
     async def _handle(self, delivery: Delivery) -> None:
-        """What goes wrong here is a refusal of one message, or a mistake of ours: it never holds a place."""
+        """Handle one message. After an error, a refusal or a bug of ours, it rests and then goes back."""
         try:
             await self._take(delivery)
         except Exception as error:
@@ -114,8 +114,8 @@ class Ageing:
 
     async def _take(self, delivery: Delivery) -> None:
         if REASON in delivery.headers:
-            # A dead letter that was moved to a task queue by hand, and has expired there: the exchange has
-            # sent it to the dead queue as well. There is one way for it, and that one loses nothing.
+            # A dead letter was moved to a task queue by hand and has expired there. The exchange has sent a
+            # copy to the dead queue as well. That copy is kept, and this one is acknowledged.
             log.warning("ageing.left_to_dead", message_id=delivery.properties.message_id)
             left = Subject(self._agent_type_of(delivery), None, [delivery])
             self._committer.hand_over(self._planner.plan(Stale(), left))
@@ -157,7 +157,7 @@ class Ageing:
                 await self._bury(subject, "rejected", str(error))
                 return
             except Unroutable:
-                if not declared:  # it may be the exchange that is missing
+                if not declared:  # the exchange may be missing
                     await self._declare()
                     declared = True
                     continue
@@ -181,7 +181,7 @@ class Ageing:
         await self._committer.settle(self._planner.plan(dead, subject))
 
     def _agent_type_of(self, delivery: Delivery) -> str:
-        """The agent type of a message that cannot be read: from the queue that it died in."""
+        """The agent type of an unreadable message, from the queue that it came from."""
         agent_type = self._names.agent_type(str(delivery.headers.get("x-first-death-queue")))
         return agent_type if re.fullmatch(AGENT_TYPE_PATTERN, agent_type) else "unknown"
 

@@ -1,4 +1,4 @@
-"""What belongs to one agent type in a worker."""
+"""Lane: one agent type in a worker, with its consumer, circuit breaker and slots."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from warren.bus.consumer import Consumer
 from warren.worker.breaker import State, Valve
 
 Hold = Literal["store", "drain", "pause"]
-"""Why a lane takes nothing in, whatever its valve says."""
+"""Reasons for a lane to consume nothing, in every state of its valve."""
 
 
 class Slots:
-    """A semaphore whose size can be changed while it is used; nobody loses a place by it.
+    """A semaphore whose size can be changed while it is used. A smaller size takes no place away.
 
     First come, first served.
     """
@@ -27,7 +27,7 @@ class Slots:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def resize(self, size: int) -> None:
-        """From now on so many places."""
+        """Change the number of places."""
         self._size = size
         self._let_in()
 
@@ -42,7 +42,7 @@ class Slots:
             await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                self.release()  # it was given to us just when we were cancelled
+                self.release()  # the place was given at the moment of the cancellation
             raise
 
     def release(self) -> None:
@@ -60,10 +60,10 @@ class Slots:
 
 @dataclass(slots=True)
 class Lane:
-    """Everything of one agent type: its agent, its consumer, its valve and its slots.
+    """One agent type in a worker: its agent, its consumer, its valve and its slots.
 
-    `share` is how many of its tasks run at once, out of the worker's prefetch; `ceiling` is the most that it
-    may ever be.
+    `share` is its part of the worker's prefetch: the number of tasks that run at once. `ceiling` is the
+    largest share.
     """
 
     spec: AgentSpec
@@ -77,33 +77,33 @@ class Lane:
 
     @property
     def is_open(self) -> bool:
-        """Whether it may take in its full share."""
+        """Whether it may consume its full share."""
         return not self.holds and self.state == "closed"
 
     @property
     def bound(self) -> int:
-        """How many tasks it has, or may still be given, before a change of its share has come through."""
+        """The most tasks that it may have until a change of its share has taken effect."""
         return max(self.consumer.bound, self.slots.used)
 
     def resize(self, share: int) -> None:
-        """From now on this share."""
+        """Change the share."""
         self.share = share
         self.slots.resize(share)
         self.feed()
 
     def follow(self, state: State) -> None:
-        """The valve has changed."""
+        """Adjust to a new state of the valve."""
         self.state = state
         self.feed()
 
     def hold(self, reason: Hold) -> None:
-        """Take nothing in for this reason, too."""
+        """Add a reason to consume nothing."""
         if reason not in self.holds:
             self.holds.add(reason)
             self.feed()
 
     def resume(self, reason: Hold) -> None:
-        """This reason is gone."""
+        """Remove a reason to consume nothing."""
         if reason in self.holds:
             self.holds.discard(reason)
             self.feed()

@@ -1,4 +1,4 @@
-"""Answers: results on their way to the queues that producers named in `reply_to`."""
+"""Sender of answers: publishes results to the queues that producers named in `reply_to`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from warren.worker.settlement import Answer
 
 log = structlog.get_logger(__name__)
 
-PAUSE: Final = 0.5  # seconds before an answer that was refused is sent again; doubles up to
+PAUSE: Final = 0.5  # seconds before a refused answer is sent again; doubles each time
 LONGEST_PAUSE: Final = 5.0
-# Seconds that answers wait for the right to send them: as long as a change of permissions takes, and no
-# longer, because each answer keeps its task's place in the worker. Then the right counts as refused for good.
+# Seconds that answers wait for the permission to publish. A change of permissions takes about this long, and
+# each waiting answer keeps its task's place in the worker. After that the permission counts as refused.
 PATIENCE: Final = 60.0
 
 
 class Answers:
-    """Sends the answers of one worker. They arrive at least once; `replies` says which queues are allowed.
+    """Sends the answers of one worker, at least once. `replies` decides which queues are allowed.
 
-    The broker knows one right for all answers, that to write to the default exchange. While it is away one
-    answer asks for it, again and again, and the others wait: each refusal closes the channel. So `publisher`
-    has to be one of their own.
+    All answers need the same permission: to write to the default exchange. While it is missing, one answer is
+    tried again and again, and the others wait, because each refusal closes the channel. So `publisher` must
+    have no other users.
     """
 
     def __init__(self, publisher: Publisher, settings: Settings) -> None:
@@ -42,9 +42,10 @@ class Answers:
         self._refused_at: float | None = None
 
     async def send(self, task_id: UUID, answer: Answer, attempts: int) -> None:
-        """Send the result to each queue that was named and is allowed, once.
+        """Send the result to each wanted and allowed queue.
 
-        Where the broker does not carry it, an error is sent in its place: silence would be waited for.
+        If the broker refuses the message, an error is sent in its place, so that the producer does not wait
+        in vain.
         """
         for reply_to, correlation_id in answer.wanted:
             if not self.replies.allow(reply_to):
@@ -61,7 +62,7 @@ class Answers:
                 log.warning("result.unwanted", task_id=str(task_id), reply_to=reply_to, error=str(error))
 
     async def _publish(self, answer: Message) -> None:
-        """Publish, waiting for a right that is away. Raises AccessRefused when that has lasted too long."""
+        """Publish, and wait for a missing permission. Raises AccessRefused after PATIENCE seconds of it."""
         if self._refused_at is None:
             try:
                 return await self._try(answer)

@@ -1,9 +1,9 @@
-"""The circuit breaker as a valve: pybreaker keeps state and counters, the gate around it is ours.
+"""Circuit breaker of an agent type (the valve). pybreaker keeps the state and the counters.
 
-pybreaker's own ways to guard a call either ignore coroutines or let every concurrent call through while
-half-open. So an attempt takes a `Permit` first, runs, and then replays its outcome through
-`CircuitBreaker.call`, which is synchronous. A permit carries the generation (the number of state changes)
-it was given in: an outcome that comes late, from before the last state change, changes nothing.
+pybreaker's own guards either ignore coroutines or let every concurrent call through while half-open. So an
+attempt first takes a `Permit`, runs, and then replays its outcome through `CircuitBreaker.call`, which is
+synchronous. A permit carries its generation (the number of state changes so far). A late outcome, from before
+the last state change, changes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pybreaker
 
 State = Literal["closed", "open", "half_open"]
 
-# An adopted opening lasts up to this part longer: a fleet that opened at once must not probe at once.
+# An adopted opening lasts up to this part longer: workers that opened together must not probe together.
 SPREAD: Final = 0.25
 
 _NAMES: Final[dict[str, State]] = {
@@ -31,7 +31,7 @@ _NAMES: Final[dict[str, State]] = {
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """The right to make one attempt."""
+    """The permission to make one attempt."""
 
     generation: int
     probe: bool
@@ -41,8 +41,8 @@ class Valve:
     """The breaker of one agent type.
 
     `on_change(previous, state, reason)` is called on every change of state, before the call that caused it
-    returns. Opened, the valve turns half-open by itself after `reset_timeout` seconds; half-open, it gives
-    exactly one permit, the probe. `on_spare()` asks for another task then: the one that came only waits.
+    returns. An open valve turns half-open after `reset_timeout` seconds. A half-open valve gives exactly one
+    permit, for the probe. `on_spare()` asks for another task if the one that came cannot be the probe.
     """
 
     def __init__(
@@ -65,30 +65,30 @@ class Valve:
         self._breaker = pybreaker.CircuitBreaker(
             name=name,
             fail_max=fail_max,
-            # The time to the next probe is our timer's; pybreaker must never find that it has not elapsed.
+            # Our own timer decides when to probe; pybreaker must not wait as well.
             reset_timeout=0,
-            # Otherwise the error that trips the breaker is replaced by one of pybreaker's.
+            # Otherwise pybreaker replaces the error that trips the breaker by its own.
             throw_new_error_on_trip=False,
             listeners=[_Listener(self._changed)],
         )
 
     @property
     def state(self) -> State:
-        """Closed (attempts run), open (none does) or half-open (one does)."""
+        """Closed (attempts run), open (no attempt runs) or half-open (one attempt runs)."""
         return _NAMES[self._breaker.current_state]
 
     @property
     def failures(self) -> int:
-        """Failures in a row so far."""
+        """The number of failures in a row so far."""
         return self._breaker.fail_counter
 
     @property
     def adopted_from(self) -> str | None:
-        """The worker whose opening this one is, or None: it opened by itself, or is not open."""
+        """The worker whose opening was adopted; None if the valve opened by itself or is not open."""
         return self._adopted_from
 
     def take(self) -> Permit | None:
-        """A permit for one attempt, or None when none may run now."""
+        """A permit for one attempt, or None if no attempt may run now."""
         state = self.state
         if state == "closed":
             return self._permit
@@ -98,14 +98,14 @@ class Valve:
         return Permit(self._generation, probe=True)
 
     def succeeded(self, permit: Permit) -> None:
-        """The attempt succeeded: the row of failures ends, and a probe closes the valve."""
+        """Report a success: it resets the count of failures, and a probe closes the valve."""
         if permit.generation != self._generation:
             return
-        if permit.probe or self.failures:  # otherwise there is nothing that a success would change
+        if permit.probe or self.failures:  # otherwise a success changes nothing
             self._breaker.call(_nothing)
 
     def failed(self, permit: Permit, error: BaseException) -> bool:
-        """The attempt failed. True when the failure is the outage's: the valve is not closed (any more)."""
+        """Report a failure. True if the valve is not closed now: then the failure counts for the outage."""
         if permit.generation == self._generation:
             self._reason = f"{type(error).__name__} ({self.failures + 1} in a row)"
             with suppress(_FailureError):
@@ -113,25 +113,25 @@ class Valve:
         return self.state != "closed"
 
     def abandoned(self, permit: Permit) -> None:
-        """The attempt says nothing about the agent (cancelled, rejected): only the permit comes back."""
+        """Return the permit of an attempt that says nothing about the agent (cancelled, rejected)."""
         if permit.generation == self._generation and permit.probe:
             self._probing = False
             self._on_spare()
 
     def adopt_open(self, worker_id: str, reason: str) -> None:
-        """Open as another worker's breaker has; nothing changes unless this one is closed."""
+        """Open a closed valve, because another worker's has opened. In other states it does nothing."""
         if self.state != "closed":
             return
         self._adopted_from, self._reason = worker_id, reason
         self._breaker.open()
 
     def pass_by(self) -> None:
-        """A task that could have been the probe only waits: another one is needed."""
+        """Ask for another task if half-open: this one, the possible probe, only waits or has ended."""
         if self.state == "half_open" and not self._probing:
             self._on_spare()
 
     def close(self) -> None:
-        """Stop the timer; the valve is not used any more."""
+        """Stop the timer. The valve must not be used afterwards."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -153,7 +153,7 @@ class Valve:
 
 
 class _FailureError(Exception):
-    """Stands for an agent's failure inside pybreaker, which would pass on SystemExit and its like."""
+    """Replaces an agent's error inside pybreaker, which raises each error again, even SystemExit."""
 
 
 class _Listener(pybreaker.CircuitBreakerListener):

@@ -1,7 +1,7 @@
-"""The committer: the one loop that carries settlements out, and the only place that acknowledges tasks.
+"""Committer: the loop that carries out settlements, and the only place that acknowledges tasks.
 
-For each group there is one commit; then everything that it publishes, confirmed; then the acknowledgements. A
-publish that is refused or has to wait holds up its own settlement, and no other.
+For each group there is one commit, then its publishes with confirms, then its acknowledgements. A publish
+that is refused or must wait delays only its own settlement.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Committer:
     # -- handed over --------------------------------------------------------------------------------------
 
     def hand_over(self, settlement: Settlement) -> None:
-        """Carry it out, without waiting: it is settled with the others of its group."""
+        """Queue a settlement without waiting. It is carried out with the others of its group."""
         if settlement.write is None or self._ledger is None:
             self._carry(settlement)
         else:
@@ -70,20 +70,20 @@ class Committer:
             self._wake.set()
 
     async def settle(self, settlement: Settlement) -> Outcome:
-        """Carry it out, and wait. Gives the outcome that counts: Superseded for a run that was overtaken."""
+        """Carry out a settlement and wait. Returns the final outcome: Superseded for an overtaken run."""
         ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._awaited[id(settlement.subject)] = ended
         self.hand_over(settlement)
         return await ended
 
     def note(self, attempt: FailedAttempt) -> None:
-        """Write down a failed attempt soon."""
+        """Record a failed attempt soon."""
         if self._ledger is not None:
             self._attempts.append(attempt)
             self._wake.set()
 
     def abandon(self) -> None:
-        """Wait for nothing any more: what is not settled is delivered again."""
+        """Stop waiting: the broker delivers unsettled messages again."""
         for settlement in (*self._writing, *self._waiting):
             log.warning("worker.abandoned", task_id=str(settlement.subject.task_id))
         for carrying in tuple(self._carrying):
@@ -93,7 +93,7 @@ class Committer:
     # -- written ------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Write what has come together, for ever: one commit at a time, while the next group gathers."""
+        """Write queued settlements until cancelled: one commit at a time, while the next group gathers."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -110,7 +110,7 @@ class Committer:
                     self._go_on(settlement, verdict)
 
     def _next_group(self) -> Sequence[Settlement]:
-        """The next settlements, each task once: a row cannot be changed twice by one statement."""
+        """The next group, with each task once: one statement cannot change a row twice."""
         group: dict[UUID, Settlement] = {}
         later: list[Settlement] = []
         size = 0
@@ -128,7 +128,7 @@ class Committer:
         return tuple(group.values())
 
     def _go_on(self, settlement: Settlement, verdict: Verdict) -> None:
-        """It must not raise: that would end the loop for every other task of this worker."""
+        """Continue after the write. It must not raise: that would end the loop for all other tasks."""
         try:
             self._judge(settlement, verdict)
         except Exception:
@@ -145,7 +145,7 @@ class Committer:
                 self._set_aside(settlement)
 
     def _set_aside(self, settlement: Settlement) -> None:
-        """The store does not take it: the task is dead instead, and its row says so if it can."""
+        """Handle a refused write: the task becomes dead, and its row says so if the store accepts that."""
         if settlement.is_refused or not isinstance(settlement.write, Entry | Postponed):
             self._carry(settlement)
             return
@@ -158,7 +158,7 @@ class Committer:
     # -- published and acknowledged -----------------------------------------------------------------------
 
     def _carry(self, settlement: Settlement) -> None:
-        """Do what follows the write; most have nothing to publish, and pay for no task of asyncio's."""
+        """Do the steps after the write. Most settlements publish nothing, and need no asyncio task."""
         if settlement.is_quick:
             self._tell(settlement)
             self._acknowledge(settlement)
@@ -171,7 +171,7 @@ class Committer:
         task.add_done_callback(self._carrying.discard)
 
     async def _carry_patiently(self, settlement: Settlement) -> None:
-        """What goes wrong here is ours: tried again after a growing pause, and at last left to the broker."""
+        """Publish and end. After an error of ours it is tried again, and at last the message is rejected."""
         for tries in count(1):
             try:
                 return await self._publish_and_end(settlement)
@@ -205,10 +205,10 @@ class Committer:
             await self._give_back(settlement)
 
     async def _bury(self, settlement: Settlement) -> None:
-        """Publish a dead letter, or have the broker move the message where it does not take it from us.
+        """Publish a dead letter. If the broker refuses it, reject the message, so that the broker moves it.
 
-        That is so when its limit of a message was lowered; the record is then in the store and the log.
-        Raises MessageRefused for a message of a queue that has no dead-letter exchange.
+        The broker refuses it if its size limit for messages was lowered. The failure record is then in the
+        store and the log. Raises MessageRefused for a message of a queue without a dead-letter exchange.
         """
         letter, subject = settlement.dead_letter, settlement.subject
         assert letter is not None
@@ -222,7 +222,7 @@ class Committer:
             await subject.deliveries[0].reject()
 
     async def _is_copied(self, settlement: Settlement) -> bool:
-        """Put the task behind its peers. False: the queue is full, and it keeps its place."""
+        """Publish the copy behind others of its priority. False if the queue is full."""
         assert settlement.copy is not None
         try:
             await self._publisher.publish(settlement.copy)
@@ -247,10 +247,10 @@ class Committer:
         self._ended(settlement)
 
     async def _give_back(self, settlement: Settlement) -> None:
-        """Back to the queue. Who steps back says first that its worker lives: the task did not kill it.
+        """Give the deliveries back. A run that steps back first takes back its crash: its worker still lives.
 
-        What this run adopted may be the only message of the task, and the run that took it over may have died
-        since: the deliveries are looked up when they return.
+        The deliveries are not acknowledged: one of them may be the task's only message, and the run that took
+        the task over may have died. They are looked up when they return.
         """
         subject = settlement.subject
         if settlement.ending == "step back":
@@ -261,7 +261,7 @@ class Committer:
         self._ended(settlement)
 
     async def _reject(self, settlement: Settlement) -> None:
-        """Even this fails: the broker makes it a dead letter, without a word of ours."""
+        """Last resort: the broker makes the message a dead letter, without a failure record."""
         log.error("task.rejected", task_id=str(settlement.subject.task_id))
         await asyncio.gather(*(delivery.reject() for delivery in settlement.subject.deliveries))
         self._ended(settlement)

@@ -1,6 +1,6 @@
-"""Control: what people tell a fleet to do with tasks and agent types while it works.
+"""Control commands in a worker: cancel tasks, pause and resume agent types.
 
-The store decides. A message only makes it quick: whoever misses one reads the store soon after.
+The store decides. A message only makes a command fast: a worker that misses one reads the store soon after.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from warren.worker.in_flight import Runs
 
 log = structlog.get_logger(__name__)
 
-REFRESH: Final = 2.0  # seconds between two looks into the store
+REFRESH: Final = 2.0  # seconds between two reads of the store
 BACK: Final = 86_400.0  # seconds that a worker looks back at its start for cancelled tasks
-OVERLAP: Final = 60.0  # seconds that each later look goes back: clocks differ, and commits take their time
-REMEMBERED: Final = 100_000  # cancelled tasks that a worker knows of; the store knows all
-# Of these, tasks that only a message has named: a flood of made-up ones must not make a worker forget those
-# that the store has.
+OVERLAP: Final = 60.0  # seconds that each later read goes back: clocks differ, and commits take time
+REMEMBERED: Final = 100_000  # cancelled tasks in a worker's memory; the store has all
+# Limit for tasks that only a message has named, kept apart: a flood of invented ids must not push out the ids
+# that come from the store.
 TOLD: Final = 10_000
 ASKING: Final = 1.0  # seconds that a question to the other workers may take
 
 
 async def ask_for_signs(publisher: Publisher, names: Names, task_id: UUID) -> None:
-    """Ask whichever worker runs a task for signs of life. One that cannot be reached gives them by itself."""
+    """Ask the worker that runs a task for signs of life. Without its connection it gives them unasked."""
     try:
         await publisher.publish(
             control_message(Command(action="watch", task_id=task_id), names), timeout=ASKING
@@ -52,7 +52,7 @@ async def ask_for_signs(publisher: Publisher, names: Names, task_id: UUID) -> No
 
 
 class Control:
-    """Listens to commands and carries them out in one worker; without a board there are only messages."""
+    """Carries out commands in one worker. Without a board (a store) it has only messages."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Control:
         self._subscription = Subscription(connection, names.control, [""], names.control, self._on_delivery)
 
     def is_cancelled(self, task_id: UUID) -> bool:
-        """Whether somebody has cancelled this task, as far as is known here: the store is to be asked."""
+        """Whether this worker has heard that the task was cancelled. The store must be asked to be sure."""
         return task_id in self._cancelled or task_id in self._told
 
     async def listen(self) -> None:
@@ -78,16 +78,14 @@ class Control:
         await self._subscription.run()
 
     async def refresh(self) -> None:
-        """Carry out what the store says, again and again: commands may have been missed."""
+        """Read the store every REFRESH seconds until cancelled: messages may have been missed."""
         while True:
             await asyncio.sleep(REFRESH)
-            with suppress(
-                StoreUnavailable, StoreRefused
-            ):  # the ledger tells of it, and consumption is held meanwhile
+            with suppress(StoreUnavailable, StoreRefused):  # the ledger reports it and pauses consumption
                 await self.catch_up()
 
     async def catch_up(self) -> None:
-        """Do what the store says now. Raises StoreUnavailable."""
+        """Carry out the present state of the store. Raises StoreUnavailable."""
         if self._board is None:
             return
         paused = await self._board.paused()
@@ -119,7 +117,7 @@ class Control:
                 self._set_paused(agent_type, paused=action == "pause")
 
     def _cancel(self, task_id: UUID, known: OrderedDict[UUID, None], most: int) -> None:
-        """Cancel what runs, and keep the id for a task that comes later."""
+        """Cancel the runs of a task, and remember its id in case the task arrives later."""
         if task_id in known:
             return
         known[task_id] = None

@@ -1,4 +1,4 @@
-"""The dead-letter desk: reads the dead queue into the store, where dead letters can be searched."""
+"""Dead-letter intake (the desk): moves dead letters from the dead queue into the store."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from warren_schemas import AMQP_PRIORITY, REPLAY, DeadLetterHeaders, Task
 
 log = structlog.get_logger(__name__)
 
-PREFETCH: Final = 200  # letters beside the tasks of the worker: none of them runs
-BATCH_BYTES: Final = 8 * 1024 * 1024  # bodies in one transaction
-HELD: Final = 60.0  # seconds that a letter which the database refuses stays out of the way; doubles up to
+PREFETCH: Final = 200  # letters, in addition to the worker's tasks: letters do not run
+BATCH_BYTES: Final = 8 * 1024 * 1024  # bytes of bodies in one transaction
+HELD: Final = 60.0  # seconds that a letter is held after the database refused it; doubles each time
 LONGEST_HELD: Final = 3600.0
-NO_TASK: Final = UUID("f1a6a0d0-6c1c-5e0a-9d53-6c9a7c0d7e11")  # namespace of ids for what has none
+NO_TASK: Final = UUID("f1a6a0d0-6c1c-5e0a-9d53-6c9a7c0d7e11")  # namespace of ids for messages without one
 
 
 class Desk:
-    """Consumes the dead queue: written down, then acknowledged. Any number of workers may run one."""
+    """Consumes the dead queue: writes letters, then acknowledges. Any number of workers may run one."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Desk:
         await self._consumer.run()
 
     async def drain(self, seconds: float) -> None:
-        """Take no more, and give what is under way this long; the rest returns with the connection."""
+        """Stop consuming, and wait up to `seconds` for the write in work. The broker takes the rest back."""
         self._consumer.want(0)
         under_way = [task for task in (self._writing,) if task is not None]
         if under_way:
@@ -76,12 +76,12 @@ class Desk:
             log.error("desk.failed", exc_info=error)
 
     async def _write(self) -> None:
-        """Write what has arrived, one transaction after the other: batches grow under load."""
+        """Write the letters that have arrived, one transaction after the other. Batches grow under load."""
         while self._arrived:
             batch = self._next_batch()
             try:
                 await self._take_in(batch)
-            except Exception as error:  # noqa: BLE001 - whatever the database has against one of them
+            except Exception as error:  # noqa: BLE001 - the database may refuse a letter with any error
                 log.warning("desk.one_by_one", letters=len(batch), error=str(error))
                 await self._take_in_singly(batch)
 
@@ -93,14 +93,14 @@ class Desk:
         return batch
 
     async def _take_in(self, batch: Sequence[Delivery]) -> None:
-        """Write them down, waiting for a store that is away, and only then acknowledge them."""
+        """Write the letters, waiting while the store is away, and only then acknowledge them."""
         letters = [letter_of(delivery) for delivery in batch]
         await self._ledger.surely(lambda connection: self._letters.write(connection, letters))
         for delivery in batch:
             delivery.ack()
 
     async def _take_in_singly(self, batch: Sequence[Delivery]) -> None:
-        """One letter that cannot be written must not keep the others out."""
+        """Write each letter alone, so that a refused one does not block the others."""
         for delivery in batch:
             try:
                 await self._take_in([delivery])
@@ -122,7 +122,7 @@ async def _give_back_later(delivery: Delivery, pause: float) -> None:
 
 
 def letter_of(delivery: Delivery) -> Letter:
-    """What the store keeps of a message in the dead queue. It never fails, whoever wrote the message."""
+    """The letter in a message of the dead queue. It accepts every message, from any program."""
     record, task, now = (
         DeadLetterHeaders.from_headers(delivery.headers),
         _task_in(delivery),
@@ -162,11 +162,11 @@ def _task_in(delivery: Delivery) -> Task | None:
     try:
         return Task.model_validate_json(delivery.body)
     except ValidationError:
-        return None  # that is why it is dead
+        return None  # an invalid task is a common reason for a dead letter
 
 
 def _id_of(delivery: Delivery) -> UUID:
-    """An id for what is no task: the message's, or one that every copy of the message gets."""
+    """An id for a message that is not a task: its message id, or one derived from its content."""
     message_id = str(delivery.properties.message_id or "")
     try:
         return UUID(message_id)

@@ -1,8 +1,8 @@
-"""One task, one agent, one outcome. Knows neither broker nor database.
+"""Execution of one task by one agent, with retries. It knows neither broker nor database.
 
-The first attempt runs as it is; only when it fails does tenacity's machinery come into play. An attempt
-needs a permit of the agent's valve: without one the task is released, and so are tasks whose attempt
-fails while the valve is not closed, because such a failure is the outage's and not the task's.
+tenacity drives the retries, and is used only after the first attempt has failed. Each attempt needs a permit
+of the agent's valve (circuit breaker). Without a permit the task is released. A task is also released if its
+attempt fails while the valve is not closed, because such a failure counts for the outage, not for the task.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ from warren_schemas import Reason, Task
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """One attempt that failed and may be made again."""
+    """A failed attempt that may be retried."""
 
     error: BaseException
     at: datetime
 
 
 class ResultInvalid(WarrenError):
-    """What the agent returned does not fit its annotation, is no JSON, or is too large."""
+    """The agent's return value does not fit its annotation, is not JSON, or is too large."""
 
 
 def retry_delay(failures: int, settings: Settings) -> float:
-    """Seconds to wait after so many failures: exponential with full jitter.
+    """Seconds to wait after so many failures: exponential backoff with full jitter.
 
     Source: *Exponential Backoff And Jitter*, AWS Architecture Blog.
     """
@@ -74,13 +74,12 @@ def retry_delay(failures: int, settings: Settings) -> float:
 
 @dataclass(slots=True)
 class Execution:
-    """The run of one task by its agent; `run` gives the outcome, whatever happens.
+    """The run of one task by its agent. `run` returns an outcome in every case.
 
-    `attempts` starts with the attempts that the task has already used up. `on_retry(attempts, error,
-    seconds)` is told before each wait. `can_wait_outside` says that there is a store: waits over `hold_limit`
-    are spent there. `attempting` is true while an agent runs: otherwise the task only waits, perhaps for an
-    agent of the pool, and may be cancelled at shutdown at once. `times` takes what the attempts took;
-    `span(number)` is around each. `body` is the JSON that the task was read from.
+    `attempts` starts with the attempts that the task has already used. `on_retry(attempts, error, seconds)`
+    is called before each wait. `can_wait_outside`: there is a store, where waits over `hold_limit` are spent.
+    `attempting` is true while an agent runs; otherwise the task only waits, and may be cancelled at shutdown
+    at once. `times` measures the attempts; `span(number)` surrounds each. `body` is the JSON of the task.
     """
 
     task: Task
@@ -104,17 +103,17 @@ class Execution:
         self._attempts_before = self.attempts
 
     async def run(self) -> Outcome:
-        """Run the agent until it succeeds, is exhausted, or must be released.
+        """Run the agent until the task succeeds, is exhausted, or must be released.
 
-        Cancelled, it gives `Released` with no attempt counted for what was cut short. An agent runs in a task
-        of its own (`isolation`), so that a CancelledError in this one was asked for by the worker.
+        If cancelled, it returns `Released` and does not count the interrupted attempt. An agent runs in an
+        asyncio task of its own (`isolation`), so a CancelledError here always comes from the worker.
         """
         try:
             return await self._run()
         except asyncio.CancelledError:
             return Released(self.attempts, tried=self._tried, probe=False, reason=SHUTDOWN)
         finally:
-            forget_cancellations()  # dealt with: settling must not meet it again
+            forget_cancellations()  # it was handled: settling must not be cancelled by it
 
     async def _run(self) -> Outcome:
         if (expired := self._expired()) is not None:
@@ -122,9 +121,9 @@ class Execution:
         try:
             arguments = self.spec.arguments(self.task.payload, self.context, self.body)
         except ValidationError as error:
-            # Without a traceback: the stack would show only ourselves.
+            # Without a traceback: the stack has only Warren's own frames.
             return self._dead("invalid", Failure.told("InvalidPayload", what_does_not_fit(error)))
-        except BaseException as error:  # noqa: BLE001 - a validator of the user's may raise anything
+        except BaseException as error:  # noqa: BLE001 - a user's validator may raise anything
             return self._dead("invalid", Failure.of(error))
         if self.task.not_before is not None and (seconds := _seconds_until(self.task.not_before)) > 0:
             self.valve.pass_by()
@@ -137,7 +136,7 @@ class Execution:
         return await self._retry(arguments, first)
 
     async def _retry(self, arguments: dict[str, Any], first: Failed) -> Outcome:
-        """Go on after a first failure: tenacity is handed that failure as its attempt one."""
+        """Retry after a first failure. tenacity gets that failure as its first attempt."""
         waiting_results = [first]
 
         async def attempt() -> Outcome | Failed:
@@ -171,7 +170,7 @@ class Execution:
         except AgentRaised as raised:
             return self._judge(permit, raised.error)
         except (Exception, asyncio.CancelledError):
-            # Not the agent's: this worker was told to stop the task, or failed itself.
+            # Not the agent's error: the worker stopped the task, or failed itself.
             self.valve.abandoned(permit)
             self.attempts -= 1
             raise
@@ -182,13 +181,13 @@ class Execution:
         return Succeeded(result, self.attempts)
 
     def _renew_context(self, arguments: dict[str, Any]) -> None:
-        """A context of its own for another attempt: a thread of the last one may still use that."""
+        """Make a new context for the next attempt: a thread of the last attempt may still use the old one."""
         self.context = self.context.another()
         if self.spec.context_name is not None:
             arguments[self.spec.context_name] = self.context
 
     def _judge(self, permit: Permit, error: BaseException) -> Outcome | Failed:
-        """What an attempt that raised comes to: only a real failure is the breaker's business."""
+        """The outcome of an attempt that raised an error. Only real failures count for the breaker."""
         self._tried = True
         error = meaning_of(error)
         if isinstance(error, FenceLost):
@@ -207,9 +206,9 @@ class Execution:
         return self._failed(error)
 
     async def _call(self, arguments: dict[str, Any]) -> bytes:
-        """Call an agent of the pool within the task's time, and turn what it returns into JSON.
+        """Call an agent of the pool within the time limit, and turn its return value into JSON.
 
-        The time begins when there is an agent: waiting for one, or starting it, uses up none of it.
+        The limit starts when an agent is available: waiting for an agent, or starting it, does not count.
         """
         seconds, exceeded = self._limit()
         lease = self.pool.lease(self.spec, self.task.user_id)
@@ -230,16 +229,16 @@ class Execution:
         return self._as_json(await agent.run(**arguments))
 
     def _limit(self) -> tuple[float, type[TimeoutError]]:
-        """Seconds that an attempt may take, and the error of one that takes longer: the smaller limit wins.
+        """The time limit of an attempt in seconds, and the error for exceeding it. The smaller limit counts.
 
-        A caller may ask for less than the operator allows, never for more.
+        A caller may ask for less time than the operator allows, never for more.
         """
         allowed = self.spec.timeout or self.settings.task_timeout
         asked = self.task.timeout_s
         return (allowed, TimeoutError) if asked is None or asked >= allowed else (asked, CallerTimeout)
 
     def _note_wait(self) -> None:
-        """A task is ready from when it was made, or from when it may run: that wait was asked for."""
+        """Record the wait of a task from its creation, or from its `not_before` if that is later."""
         made = self.task.created_at
         if self.attempts == 1 and made is not None:
             ready = made if self.task.not_before is None else max(made, self.task.not_before)
@@ -250,7 +249,7 @@ class Execution:
         try:
             result = self.spec.result.dump(value)
         except ValidationError as error:
-            # Its own text can be a hundred megabytes, and may show what the model hides.
+            # The error's own text can have a hundred megabytes, and may show values that the model hides.
             raise ResultInvalid(f"{told}: {what_does_not_fit(error)}") from None
         except ValueError as error:  # PydanticSerializationError is one
             raise ResultInvalid(f"{told}: {error}") from error
@@ -283,7 +282,7 @@ class Execution:
         return Failed(error, now)
 
     def _outage(self, *, probe: bool) -> Released:
-        """Back to the queue with the attempts that the task came with: an outage burns nobody's."""
+        """Release the task with the attempts that it came with: an outage uses up no attempts."""
         return Released(self._attempts_before, tried=self._tried, probe=probe, reason=BREAKER_OPEN)
 
     def _expired(self) -> Dead | None:
@@ -293,7 +292,7 @@ class Execution:
         return self._dead("expired", Failure.told("Expired", f"expired at {expires_at.isoformat()}"))
 
     def _give_up(self, state: RetryCallState) -> Dead | RetryLater:
-        """No retry here: the attempts are used up, or the next one is far away."""
+        """End without a retry here: the attempts are used up, or the next wait is long."""
         last = _failed_of(state)
         failure = Failure.of(last.error)
         if self._is_exhausted:
@@ -320,10 +319,10 @@ def _seconds_until(moment: datetime) -> float:
 
 
 def _error_of(ended: Ended, seconds: float, exceeded: type[TimeoutError]) -> BaseException | None:
-    """The error that an attempt ended with. One that only tells of the cancellation at its end is a time-out.
+    """The error of an attempt, or None. After the time limit, a mere cancellation becomes a time-out.
 
-    Raised late, an error of the agent's own is kept, unless its caller cut it short (`exceeded` is
-    CallerTimeout): then an agent may fail in any way, and that is the caller's failure too.
+    A late error of the agent's own is kept. But if the caller's limit was exceeded (`exceeded` is
+    CallerTimeout), it becomes a time-out as well: the caller's short limit may make an agent fail in any way.
     """
     if ended.is_stuck:
         return TimeoutError(

@@ -1,4 +1,4 @@
-"""What a worker does about its peers: it tells when one is lost, and opens its breakers with theirs."""
+"""Failure detector of a worker: announces lost peers, and opens circuit breakers together with them."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from warren_schemas import Event
 log = structlog.get_logger(__name__)
 
 HEARD: Final = ("health.worker.#", "health.breaker.*.open")
-LOOKS: Final = 10  # looks at the peers in one heartbeat interval
-# Of those who notice that a worker is lost, the first in line announces it at once, the next one so many
-# intervals later, unless the announcement was heard by then. Who is far behind in the line waits a random
-# time more than LAST, not its turn: many may have gone with the lost one.
+LOOKS: Final = 10  # checks of the peers in one heartbeat interval
+# Workers announce a lost peer in the order of their ids. The first announces it at once, each next one TURN
+# intervals later, unless it has heard the announcement. A worker behind the first LAST waits a random time
+# instead of its turn: many workers may have been lost together.
 TURN: Final = 0.5
 LAST: Final = 4
-ADOPTED_ONCE_IN: Final = 10  # reset timeouts of a breaker: it opens with a peer's at most once in so long
+ADOPTED_ONCE_IN: Final = 10  # reset timeouts: a breaker adopts a peer's opening at most once in this time
 
 
 class Fleet:
-    """The other workers, as one worker hears them."""
+    """The membership of the fleet, as one worker hears it."""
 
     def __init__(
         self,
@@ -62,15 +62,15 @@ class Fleet:
 
     @property
     def peers(self) -> int:
-        """How many others work, as far as is heard."""
+        """The number of other workers that are heard."""
         return len(self._peers)
 
     async def listen(self) -> None:
-        """Take in the events of others until cancelled. What is published while we are away is missed."""
+        """Receive the events of others until cancelled. Events published while disconnected are missed."""
         await self._subscription.run()
 
     async def watch(self) -> None:
-        """Announce whoever is not heard any more, until cancelled."""
+        """Announce lost workers until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._settings.heartbeat_interval / LOOKS)
@@ -82,7 +82,7 @@ class Fleet:
             return
         patience = MISSED + self._turn(now)
         for peer in silent:
-            # Our own heartbeats come back to us. Without one since the peer's, it is we who do not hear:
+            # We also receive our own heartbeats. If none came since the peer's last one, the fault is here:
             # the network is cut, the broker is away, or this process stood still.
             heard_without_it = self._heard_ourselves - peer.heard_at > (MISSED - 1) * peer.interval
             if peer.missed(now) > patience and heard_without_it:
@@ -101,7 +101,7 @@ class Fleet:
         )
 
     def _turn(self, now: float) -> float:
-        """How many heartbeat intervals we leave to those who are before us in the line, which is by id."""
+        """Heartbeat intervals to wait for workers with smaller ids, which announce first."""
         before = sum(peer.worker_id < self._worker_id for peer in self._peers.heard(now))
         return TURN * before if before < LAST else TURN * LAST + self._luck
 
@@ -121,11 +121,12 @@ class Fleet:
             self._peers.take(event, now)
 
     def _open_too(self, event: Event, now: float) -> None:
-        """Open our breaker when a peer's has opened by five failures, so that ours need not fail as well.
+        """Open our breaker after a peer's has opened by failures, so that ours need not fail as often.
 
-        Not when it only adopted the opening itself, or it would go around for ever. Not when a probe failed
-        there: where that worker alone is ill, it would close the others down with every probe. Nor soon after
-        the last one: a worker that is ill again and again, or made up, must not keep ours open.
+        There are three exceptions. An opening that the peer only adopted is ignored, or it would go around
+        without end. An opening by a failed probe is ignored: if only that worker is ill, each of its probes
+        would stop the others. An opening soon after the last adopted one is ignored: a worker that fails
+        again and again, or an invented one, must not keep our breaker open.
         """
         lane = self._lanes.get(event.subject)
         is_echo = event.worker_id in (None, self._worker_id) or "adopted_from" in event.details
@@ -138,8 +139,8 @@ class Fleet:
         lane.valve.adopt_open(str(event.worker_id), event.reason or "")
 
     def _excuse_everybody(self) -> None:
-        """What was said meanwhile is missed.
+        """Give all peers time after a new subscription, because events before it were missed.
 
-        A broker that was away has cut off everybody, and some may need this long to be back.
+        An outage of the broker disconnects all workers, and some need up to `reconnect_max_delay` to return.
         """
         self._peers.excuse(asyncio.get_running_loop().time() + self._settings.reconnect_max_delay)

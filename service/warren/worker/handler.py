@@ -1,4 +1,4 @@
-"""One delivery, from its arrival until its settlement is handed over."""
+"""Intake of deliveries: from the arrival of a delivery until its settlement is handed over."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ from warren_schemas import State, Task
 
 log = structlog.get_logger(__name__)
 
-# Seconds until a delivery that could not be handled goes back to its queue, so that it does not spin.
+# Longest wait in seconds for memory, before a delivery without room goes back to its queue.
 PAUSE_AFTER_FAILURE: Final = 5.0
 
 
 class Intake:
-    """Takes the deliveries of one worker: each is decoded, joins a run or is run, and is handed over."""
+    """Handles the deliveries of one worker: each is decoded, joins a run or is run, and is handed over."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Intake:
         self._leaving = asyncio.Event()
 
     def take(self, lane: Lane, delivery: Delivery) -> None:
-        """Handle one delivery until it is handed over, if there is memory for it."""
+        """Start to handle a delivery; without memory for it, give it back later."""
         size = weight(delivery.body, self._settings.max_payload_bytes)
         if self._freight.admits(size):
             self._freight.load(size)
@@ -96,20 +96,20 @@ class Intake:
             self._start(self._put_off(delivery, size), lane)
 
     async def _put_off(self, delivery: Delivery, size: int) -> None:
-        """Give back what there is no memory for. Until then it holds its place, so that no more comes."""
+        """Give back a delivery without memory for it. It keeps its place in the prefetch until then."""
         log.info("task.put_off", queue=delivery.queue, bytes_in_flight=self._freight.bytes)
         await self._freight.has_room(size, PAUSE_AFTER_FAILURE)
         await delivery.release()
 
     async def all_settled(self) -> None:
-        """Wait until nothing is left of what was taken."""
+        """Wait until all deliveries are settled."""
         while self._handlers or len(self._runs):
             if self._handlers:
                 await asyncio.wait(tuple(self._handlers))
             await self._runs.all_gone()
 
     def abandon(self) -> None:
-        """Wait for nothing any more: what is not settled is delivered again."""
+        """Stop waiting: the broker delivers unsettled messages again."""
         for handler in tuple(self._handlers):
             log.warning("worker.abandoned", handler=handler.get_name())
             handler.cancel()
@@ -120,7 +120,7 @@ class Intake:
         handler.add_done_callback(self._handlers.discard)
 
     async def _handle(self, lane: Lane, delivery: Delivery, size: int) -> None:
-        """What goes wrong here is ours, not the agent's."""
+        """Handle one delivery, and count its memory. Errors here are Warren's, not the agent's."""
         self._tally.of(lane.spec.agent_type).totals.delivered += 1
         try:
             await self._patiently(lane, delivery)
@@ -128,9 +128,9 @@ class Intake:
             self._freight.unload(size)
 
     async def _patiently(self, lane: Lane, delivery: Delivery) -> None:
-        """Take the delivery; try again after a growing pause, and at last set it aside.
+        """Take the delivery. After an error try again with growing pauses, and at last set it aside.
 
-        It stays here in between: given back, it would look like one whose worker died.
+        It stays here between the tries: if it were given back, it would look as if its worker had died.
         """
         for tries in count(1):
             try:
@@ -138,8 +138,8 @@ class Intake:
             except asyncio.CancelledError as error:
                 if is_cancelled(since=0):
                     raise
-                failed: BaseException = error  # thrown by something that was lost
-            except Exception as error:  # noqa: BLE001 - a fault of ours must cost no other task anything
+                failed: BaseException = error  # raised by a lost connection or channel, not by us
+            except Exception as error:  # noqa: BLE001 - a bug of ours must not affect other tasks
                 failed = error
             pause = pause_after(failed, tries)
             log.error(
@@ -165,7 +165,7 @@ class Intake:
     async def _set_aside(
         self, lane: Lane, delivery: Delivery, run: Run | None, error: BaseException, tries: int
     ) -> None:
-        """Make the task a dead letter. When even that fails, the broker does it, without a word of ours."""
+        """Make the task a dead letter. If that fails, the broker does it, without a failure record."""
         dead = given_up(error, tries, attempts_of(delivery.headers))
         subject = Subject(lane.spec.agent_type, None, [delivery]) if run is None else self._subject_of(run)
         subject.deliveries = [delivery]
@@ -176,7 +176,7 @@ class Intake:
             await delivery.reject()
 
     def leave(self) -> None:
-        """The worker ends: give back what it failed to handle and would try again."""
+        """End the retries at shutdown: deliveries that would be tried again are given back."""
         self._leaving.set()
 
     async def _take(self, lane: Lane, delivery: Delivery, *, is_again: bool) -> None:
@@ -216,10 +216,10 @@ class Intake:
                 self._runs.drop(run.key)
 
     async def _note_failure(self, run: Run) -> None:
-        """Note that this run came to no end by a fault of ours: no worker has died of its task."""
+        """Record that this run failed through a fault of ours, so that no crash is counted for its task."""
         self._failed[run.deliveries[0]] = run
         await self._excuse(run)
-        # Those that were adopted; `_patiently` sees to the first one.
+        # Give back the adopted deliveries; `_patiently` handles the first one.
         await asyncio.gather(*(adopted.release() for adopted in run.deliveries[1:]))
 
     async def _excuse(self, run: Run) -> None:
@@ -231,7 +231,7 @@ class Intake:
             log.exception("worker.failed", agent_type=run.task.agent_type, doing="noting its failure")
 
     async def _run(self, run: Run, lane: Lane) -> None:
-        """Run the task, if it is to be run, and hand its outcome over."""
+        """Run the task, unless the look-up says otherwise, and hand over its outcome."""
         if self._takeover is None or not self._takeover.concerns(run):
             await self._end(run, lane, await self._outcome_of(run, lane.slots))
             return
@@ -239,10 +239,10 @@ class Intake:
             await self._end(run, lane, known or await self._outcome_of(run, lane.slots), is_awaited=True)
 
     async def _end(self, run: Run, lane: Lane, outcome: Outcome, *, is_awaited: bool = False) -> None:
-        """Hand the outcome over to be settled.
+        """Hand over the outcome for settlement.
 
-        `is_awaited`: wait until it is settled, so that a suspect stays alone until its end is recorded. A
-        span lasts as long as the settling does, too.
+        With `is_awaited`, wait until it is settled, so that a suspect of a crash runs alone until its end is
+        recorded. With tracing it also waits, so that the span includes the settlement.
         """
         if run.is_cancelled and isinstance(outcome, Released):
             outcome = Cancelled(outcome.attempts)
@@ -260,9 +260,9 @@ class Intake:
             self._tracing.settled(outcome.name, run.execution.attempts, error)
 
     async def _until_paused(self, lane: Lane) -> None:
-        """Wait until a released task would not come straight back to this very consumer.
+        """Wait until this consumer is paused, so that a released task does not come straight back to it.
 
-        Not for ever: half-open, the consumer waits for a probe, and meanwhile another worker may run it.
+        The wait is limited: a half-open lane keeps consuming for a probe, and another worker may run it.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.breaker_reset_timeout):
@@ -313,8 +313,8 @@ class Intake:
     async def _outcome_of(self, run: Run, slots: Slots) -> Outcome:
         """Run the task in one of its lane's slots.
 
-        There is always a slot, but after a reconnect: then what still runs from before holds slots that the
-        broker knows nothing of.
+        A slot is always free, except after a reconnect: runs from before still hold slots, and the broker
+        does not know of them.
         """
         try:
             await slots.acquire()
@@ -323,7 +323,7 @@ class Intake:
             return released(run, SHUTDOWN)
         run.began = time.monotonic()
         try:
-            # With an outcome, a cancellation comes too late, and a copy waits until it is settled.
+            # Once there is an outcome, a cancellation is too late, and a copy waits for the settlement.
             run.outcome = await self._no_longer_ours(run) or await run.execution.run()
             await run.memory.at_rest()
             return run.outcome
@@ -332,7 +332,7 @@ class Intake:
             slots.release()
 
     async def _no_longer_ours(self, run: Run) -> Outcome | None:
-        """The outcome of a task that went to another worker while it waited here for its slot, or None."""
+        """The outcome of a task that another worker got while it waited here for its slot; else None."""
         if run.is_taken_back:
             return released(run, TAKEN_BACK)
         if self._takeover is None or not run.memory.stood_still:
@@ -340,7 +340,7 @@ class Intake:
         return await self._takeover.look_again(run)
 
     def _refuse(self, lane: Lane, delivery: Delivery, error: InvalidTask) -> None:
-        """A message that is no task is dead. It may ask for an answer all the same, and gets one."""
+        """Make a message that is not a task a dead letter. If it has a `reply_to`, it gets a reply."""
         now = datetime.now(UTC)
         failure = Failure.told("InvalidTask", str(error))
         dead = Dead("invalid", failure, attempts_of(delivery.headers), now, now)

@@ -1,4 +1,4 @@
-"""What a worker tells about itself: heartbeats, full queues, and an event loop that is held up."""
+"""Health reports of a worker: heartbeats, full queues, lag of the event loop."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from warren.worker.pool.pool import Pool
 
 log = structlog.get_logger(__name__)
 
-LAG_INTERVAL: Final = 0.25  # seconds between two looks at the clock
-LAG_TOLD: Final = 1.0  # seconds of delay from which somebody is holding up the event loop
-AVAILABLE_BELOW: Final = 0.9  # part of the capacity under which a full queue counts as available again
+LAG_INTERVAL: Final = 0.25  # seconds between two measurements
+LAG_TOLD: Final = 1.0  # seconds of lag above which the event loop is reported as blocked
+AVAILABLE_BELOW: Final = 0.9  # part of the capacity below which a full queue counts as available again
 
 
 class Health:
-    """The side loops that watch one worker."""
+    """Loops that measure one worker and report on it."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Health:
         self._waiting: dict[str, int] = {}
 
     async def beat(self) -> None:
-        """Publish a heartbeat every `heartbeat_interval`, and look at the queues."""
+        """Publish a heartbeat every `heartbeat_interval` seconds, with the depths of the queues."""
         while True:
             self._waiting = await self._depths()
             self._events.tell("worker", self._worker_id, "heartbeat", details=self.report())
@@ -65,7 +65,7 @@ class Health:
             await asyncio.sleep(self._settings.heartbeat_interval)
 
     async def watch_lag(self) -> None:
-        """Measure how late the event loop is: an agent that blocks it holds up everything."""
+        """Measure the lag of the event loop: an agent that blocks the loop stops the whole worker."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + LAG_INTERVAL
@@ -81,7 +81,7 @@ class Health:
                 )
 
     def report(self) -> dict[str, JsonValue]:
-        """What the worker does and how well it is. Lag is the largest since the last heartbeat."""
+        """The state of the worker as JSON. The lag is the largest since the last heartbeat."""
         running, agents, awaiting = self._runs.by_agent_type(), self._pool.counts(), self._pool.waiting()
         return {
             "interval_s": self._settings.heartbeat_interval,
@@ -101,7 +101,7 @@ class Health:
         }
 
     def tally(self) -> dict[str, JsonValue]:
-        """Everything that was counted since the worker started: it only grows."""
+        """All counters since the worker started. They only grow."""
         connections = {"consuming": self._connection, "publishing": self._publishing}
         counted = self._tally.as_json()
         counted["reconnects"] = {name: max(0, one.reconnects) for name, one in connections.items()}
@@ -113,7 +113,7 @@ class Health:
         return counted
 
     async def _depths(self) -> dict[str, int]:
-        """Messages waiting in each task queue; what cannot be asked now is left out."""
+        """Messages waiting in each task queue. Queues that cannot be checked now are left out."""
         depths: dict[str, int] = {}
         for name in self._lanes:
             if not self._connection.is_open:

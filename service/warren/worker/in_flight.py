@@ -1,4 +1,4 @@
-"""The tasks in flight in one worker, and those that ended lately: a second copy of one joins it."""
+"""Registry of the tasks in flight in one worker, which detects second copies of them."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from warren_schemas import Task
 
 log = structlog.get_logger(__name__)
 
-# Finished tasks that are remembered, to recognise one that is delivered again because its
-# acknowledgement was lost. Many times what can be unacknowledged at once.
+# Finished tasks that are remembered, to recognise a task that is delivered again because its
+# acknowledgement was lost. Many times the number that can be unacknowledged at once.
 REMEMBERED: Final = 20_000
 
 Adoption: TypeAlias = Literal["new", "joined", "ended before"]
-"""What a delivery is to the tasks in this worker: the first of its task, one more copy, or a late copy."""
+"""A delivery is the first of its task, a copy of a running task, or a copy of a finished task."""
 
 
 @dataclass(slots=True, eq=False)
 class Run:
     """One task in this worker, with every delivery of it that has arrived so far.
 
-    `is_recorded`: its outcome stands in the ledger already. `is_foreign`: the row of its id is another's, and
-    is left alone. `is_cancelled`: it is not wanted any more. `is_again`: this worker failed to handle it
-    before. `is_watched`: another worker has a copy of it, and asked whether this run lives. `is_handed_over`:
-    it is the committer's. `handler` is the asyncio task that runs it; cancelling that before there is an
-    outcome releases the task. `began` is when it got its slot (monotonic seconds), None while it has none.
+    `is_recorded`: the ledger has its outcome already. `is_foreign`: the row with its id belongs to another
+    task, and is not changed. `is_cancelled`: the task was cancelled. `is_again`: this worker failed to handle
+    it before. `is_watched`: another worker has a copy, and asked for signs of life. `is_handed_over`: the
+    committer has its settlement. `handler` is the asyncio task that runs it; cancelling that before there is
+    an outcome releases the task. `began` is when it got its slot (monotonic seconds), None without a slot.
     """
 
     key: Key
@@ -56,17 +56,17 @@ class Run:
 
     @property
     def dispatch(self) -> int:
-        """Which publication by the relay this run came with."""
+        """The dispatch number of the message that this run came with."""
         return dispatch_of(self.deliveries[0].headers)
 
     @property
     def is_adrift(self) -> bool:
-        """Whether it goes on though the broker has taken a message of it back: others may have that."""
+        """Whether it runs although the broker has taken a message back: another worker may have that."""
         return self.began is not None and not all(delivery.is_live for delivery in self.deliveries)
 
     @property
     def is_taken_back(self) -> bool:
-        """Whether the broker delivers every message of it again, to whichever worker comes first."""
+        """Whether the broker will deliver all its messages again, perhaps to other workers."""
         return all(not delivery.is_live and delivery.comes_back for delivery in self.deliveries)
 
     @property
@@ -76,12 +76,12 @@ class Run:
 
 
 def released(run: Run, reason: str) -> Released:
-    """The outcome of a run whose agent did not begin."""
+    """The outcome Released for a run whose agent did not begin."""
     return Released(run.execution.attempts, tried=False, probe=False, reason=reason)
 
 
 class Runs:
-    """The tasks in flight: those that run or are being settled, and those that ended lately."""
+    """The tasks in flight: running, being settled, or ended recently."""
 
     def __init__(self) -> None:
         self._running: dict[Key, Run] = {}
@@ -95,23 +95,23 @@ class Runs:
         return iter(tuple(self._running.values()))
 
     def by_agent_type(self) -> Counter[str]:
-        """How many run of each agent type; those that wait for a slot after a reconnect do not."""
+        """Running tasks by agent type, without those that wait for a slot after a reconnect."""
         return Counter(run.task.agent_type for run in self._running.values() if run.began is not None)
 
     def begin(self, run: Run) -> None:
-        """The task is in this worker from now on."""
+        """Register a run."""
         self._running[run.key] = run
 
     def drop(self, key: Key) -> None:
-        """The task is not in this worker any more, and nothing has become of it."""
+        """Remove a run that has no outcome."""
         if self._running.pop(key, None) is not None:
             self._tell_of(key)
 
     def settled(self, key: Key, outcome: Outcome) -> None:
-        """The task is not in this worker any more. One that was settled for good is remembered.
+        """Remove a settled run. If the task ended for good, it is remembered.
 
-        A run that was overtaken gives back what it came with, perhaps the question of another producer: what
-        comes again is no copy that was settled here, even if this worker has finished the task before.
+        An overtaken run gives its deliveries back, perhaps with another producer's `reply_to`. They were not
+        settled here, even if this worker has finished the task before, so the task is forgotten.
         """
         if isinstance(outcome, Superseded):
             self._finished.pop(key, None)
@@ -127,7 +127,7 @@ class Runs:
             await self._gone(next(iter(self._running)))
 
     async def _gone(self, key: Key) -> None:
-        """Wait until a task that is in this worker is not any more."""
+        """Wait until a task has left this worker."""
         await self._awaited.setdefault(key, asyncio.Event()).wait()
 
     def _tell_of(self, key: Key) -> None:
@@ -135,11 +135,11 @@ class Runs:
             event.set()
 
     async def adopt(self, key: Key, delivery: Delivery) -> Adoption:
-        """Let a second copy join the run of its task that is, or has been, in this worker.
+        """Let a second copy join the run of its task, if that is or was in this worker.
 
-        A copy of a task that is still running joins that run: both end with its outcome. A copy of one
-        that is being settled has to wait: a released task is published anew, and the copy may be that. So has
-        a later dispatch of the relay: should the run turn out to be stale, that is the only message.
+        A copy of a running task joins its run, and both end with its outcome. If the task is being settled,
+        the copy waits: a released task is published again, and the copy may be that message. A delivery with
+        a higher dispatch number also waits: if the run turns out to be stale, it is the only live message.
         """
         while (run := self._running.get(key)) is not None:
             if run.outcome is None and dispatch_of(delivery.headers) <= run.dispatch:
@@ -147,7 +147,7 @@ class Runs:
                 log.info("task.adopted", task_id=str(key.task_id), redelivered=delivery.redelivered)
                 return "joined"
             await self._gone(key)
-        # One that asks for an answer and is not marked may be a fresh publish: it is run, to be answered.
+        # An unmarked delivery that wants a reply may be a new publication: run it, so that it gets one.
         if key not in self._finished or not (
             delivery.may_be_second_copy or delivery.properties.reply_to is None
         ):
@@ -156,24 +156,24 @@ class Runs:
         return "ended before"
 
     def cancel(self, task_id: UUID) -> None:
-        """End the runs of this task that have no outcome yet: it is not wanted any more."""
+        """Cancel the runs of this task that have no outcome yet."""
         for run in self:
             if run.key.task_id == task_id and run.outcome is None and not run.is_cancelled:
                 run.is_cancelled = True
                 run.handler.cancel()
 
     def watch(self, task_id: UUID) -> None:
-        """Another worker has a copy of this task, and waits for signs of life."""
+        """Mark the runs of this task as watched: another worker has a copy and waits for signs of life."""
         for run in self:
             if run.key.task_id == task_id:
                 run.is_watched = True
 
     def running_since(self, moment: float) -> list[Run]:
-        """Those that got their slot before this moment (monotonic seconds) and have no outcome yet."""
+        """Runs that got their slot before this moment (monotonic seconds) and have no outcome yet."""
         return [run for run in self if run.began is not None and run.began < moment and run.outcome is None]
 
     def release(self, wanted: Callable[[Run], bool]) -> None:
-        """Release those that are wanted and have no outcome yet."""
+        """Release the runs for which `wanted` is true and that have no outcome yet."""
         for run in self:
             if run.outcome is None and wanted(run):
                 run.handler.cancel()

@@ -1,4 +1,4 @@
-"""What the run of a task comes to: one of these, settled by one `match`."""
+"""Outcomes of a task's run. A single `match` in `settlement` handles all of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TAKEN_BACK: Final = "taken back by the broker"
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The agent returned: `result` is its JSON."""
+    """The agent returned a result; `result` is its JSON."""
 
     name: ClassVar = "succeeded"
 
@@ -27,7 +27,7 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """The task will not be run again by itself."""
+    """The task has failed for good: it runs again only if it is replayed."""
 
     name: ClassVar = "dead"
 
@@ -40,10 +40,10 @@ class Dead:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The task goes back to its queue: nobody's fault.
+    """The task goes back to its queue, without a fault of the task or its agent.
 
-    `attempts` is what it has used up so far. `tried` says whether the agent ran in vain: then it goes behind
-    its peers. A failed `probe` goes behind everything that waits.
+    `attempts` is the number of attempts used so far. `tried`: an attempt ran and failed, so the task goes
+    behind others of its priority. A failed `probe` goes to the end of the queue.
     """
 
     name: ClassVar = "released"
@@ -56,14 +56,14 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """A newer run has taken the task over: its end counts, and nothing is to be told of this one."""
+    """A newer run has taken the task over. Its outcome counts, and this run reports none."""
 
     name: ClassVar = "superseded"
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """Somebody has decided that the task is not to run (any more)."""
+    """The task was cancelled."""
 
     name: ClassVar = "cancelled"
 
@@ -72,14 +72,14 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """Another message of the task is the live one: this one only goes."""
+    """Another message of the task is the live one: this message is only acknowledged."""
 
     name: ClassVar = "stale"
 
 
 @dataclass(frozen=True, slots=True)
 class Promoted:
-    """The task has waited one step and was published again, with a higher priority: this copy only goes."""
+    """The task waited one ageing step and was published again with a higher priority. This copy ends."""
 
     name: ClassVar = "promoted"
 
@@ -88,9 +88,9 @@ class Promoted:
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """The task waits in the store until `due_at` (seconds since the epoch): too long to hold a place here.
+    """The task waits in the store until `due_at` (seconds since the epoch), too long to wait in the worker.
 
-    `failure` is that of the last attempt, None for a task that was not due yet.
+    `failure` is the failure of the last attempt; None for a task that was not due yet.
     """
 
     name: ClassVar = "postponed"

@@ -1,4 +1,4 @@
-"""The prefetch of a worker goes where the work is: idle agent types lend theirs to busy ones."""
+"""Sharing of a worker's prefetch: idle agent types lend their shares to busy ones."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Final
 
 from warren.worker.agent_queue import Lane
 
-INTERVAL: Final = 0.25  # seconds between two looks at who has too little
-GROWTH: Final = 4  # a share that is used up grows by this factor at a look, where there is room
+INTERVAL: Final = 0.25  # seconds between two adjustments
+GROWTH: Final = 4  # a fully used share grows by this factor at each adjustment, if there is room
 
 
 def share_out(wanted: Mapping[str, int], budget: int) -> dict[str, int]:
-    """Shares out of a budget: nobody gets more than wanted, and whoever gets less gets as much as any other.
+    """Max-min fair shares of a budget (Bertsekas and Gallager, *Data Networks*, 6.5.2).
 
-    (Max-min fairness; Bertsekas and Gallager, *Data Networks*, 6.5.2.) The budget must allow 1 for each.
+    No share is larger than wanted. Shares that are smaller than wanted are equal. The budget must allow 1 for
+    each.
     """
     shares: dict[str, int] = {}
     left = budget
@@ -34,21 +35,21 @@ class Sharing:
         self._lanes, self._prefetch = lanes, prefetch
 
     async def run(self) -> None:
-        """Look and move, for ever."""
+        """Adjust the shares every INTERVAL seconds until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL)
             self.adjust()
 
     def adjust(self) -> None:
-        """Take from whoever has more than it uses, and give what is free to whoever uses all it has."""
+        """Shrink the shares that are not used up, and give free places to lanes that use all of theirs."""
         wanted = {name: _wanted(lane) for name, lane in self._lanes.items()}
         if not any(wanted[name] > lane.share for name, lane in self._lanes.items()):
-            return  # nobody has too little, so nobody has to lend
+            return  # every lane has enough, so none has to lend
         shares = share_out(wanted, self._prefetch)
         for name, lane in self._lanes.items():
             if shares[name] < lane.share:
                 lane.resize(shares[name])
-        # What was taken away just now is free only when the tasks that it let in have ended.
+        # A place that was just taken away is free only when its task has ended.
         free = self._prefetch - sum(max(lane.share, lane.bound) for lane in self._lanes.values())
         for name, lane in self._lanes.items():
             if shares[name] > lane.share and free > 0:
@@ -58,10 +59,10 @@ class Sharing:
 
 
 def _wanted(lane: Lane) -> int:
-    """What a lane could use: a multiple of its share once it is full, otherwise what it used lately.
+    """The share that a lane could use: a multiple of a full share, otherwise its recent use.
 
-    Growing step by step, it gets from 1 to 200 in a second or two, and a single long task takes a few places
-    too many from the others, not a hundred.
+    A share grows step by step, from 1 to 200 in a second or two. So a single long task takes a few places too
+    many from other lanes, not a hundred.
     """
     used = lane.consumer.take_peak()
     if lane.is_open and used >= lane.share:

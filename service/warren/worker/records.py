@@ -1,4 +1,4 @@
-"""Between outcomes and the rows of the ledger."""
+"""Mapping between outcomes and the rows of the ledger."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from warren_schemas import DeadLetterHeaders, Reason, Task
 
 
 def begun(task: Task, key: Key, worker_id: str) -> Entry:
-    """The identity of a run that has not ended, with no fence taken."""
+    """The entry of a run that has not ended and has taken no fence."""
     return Entry(
         task_id=key.task_id,
         life=fitting(key.replay, tasks.c.life),
@@ -37,7 +37,7 @@ def begun(task: Task, key: Key, worker_id: str) -> Entry:
 def ended(
     run: Entry, outcome: Succeeded | Dead, delivery: Delivery | None = None, task: Task | None = None
 ) -> Entry:
-    """The run with its end. A dead one keeps what it takes to run it again: its message."""
+    """The entry of a run with its end. A dead task keeps its message, so that it can be replayed."""
     if isinstance(outcome, Succeeded):
         return Entry(
             run.task_id,
@@ -67,12 +67,12 @@ def ended(
 
 
 def postponed(run: Entry, later: RetryLater, delivery: Delivery, task: Task) -> Postponed:
-    """A task that waits in the store for its time."""
+    """The write for a task that waits in the store until it is due."""
     return Postponed(run, later.due_at, later.attempts, parcel_of(delivery, task), setback(later))
 
 
 def failure_record(dead: Dead, worker_id: str) -> DeadLetterHeaders:
-    """What the headers of a dead letter say of its failure."""
+    """The failure record for the headers of a dead letter."""
     return DeadLetterHeaders(
         reason=dead.reason,
         error_type=dead.failure.error_type,
@@ -87,13 +87,13 @@ def failure_record(dead: Dead, worker_id: str) -> DeadLetterHeaders:
 
 
 def unwritable(attempts: int, error: StoreRefused) -> Dead:
-    """The end of a task that the store does not take as it is."""
+    """The outcome of a task whose values the store refuses."""
     now = datetime.now(UTC)
     return Dead("invalid", Failure.told("StoreRefused", str(error)), attempts, now, now)
 
 
 def setback(later: RetryLater) -> Setback | None:
-    """The failure after which a task waits, or None for one that was not due."""
+    """The failure after which a task waits; None if it only was not due yet."""
     failure, first, last = later.failure, later.first_failed_at, later.last_failed_at
     if failure is None or first is None or last is None:
         return None
@@ -108,12 +108,12 @@ def setback(later: RetryLater) -> Setback | None:
 
 
 def kept(row: Mapping[str, Any]) -> Outcome:
-    """The outcome that a row of the ledger stands for."""
+    """The outcome that a row of the ledger records."""
     if row["status"] == "succeeded":
         return Succeeded(row["result"], row["attempts"])
     if row["status"] == "cancelled":
         return Cancelled(row["attempts"])
-    # What the broker dead-lettered by itself has no error and no times of failing.
+    # A task that the broker dead-lettered by itself has no error and no times of failures.
     last = row["last_failed_at"] or row["finished_at"]
     return Dead(
         reason=one_of(row["reason"], get_args(Reason), "rejected"),

@@ -1,4 +1,4 @@
-"""Before a task is run that somebody may have run before: look it up, take a fence, isolate a suspect."""
+"""Takeover of redelivered tasks: look the task up, take a fence, isolate a suspect of a crash."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from warren_schemas import REPLAY
 
 log = structlog.get_logger(__name__)
 
-# Seconds: between two looks for a sign of life of another worker, until one without any counts as dead, and
-# until a copy whose task is still running goes back to its queue.
+# Seconds between two checks for a sign of life of another worker; seconds of silence after which that worker
+# counts as dead; seconds after which a copy of a task that still runs goes back to its queue.
 LOOK: Final = 0.5
 SILENCE: Final = 3.0
 LONGEST_WATCH: Final = 30.0
 
 
 class Takeover:
-    """The look-ups of one worker, and its lane for suspects.
+    """The look-ups of one worker, and its lock for suspects of a crash.
 
-    `ask(task_id)` has the worker that runs a task give signs of life for it, if it can be reached.
+    `ask(task_id)` asks the worker that runs a task for signs of life, if it can be reached.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Takeover:
         self._alone = asyncio.Semaphore(1)
 
     def concerns(self, run: Run) -> bool:
-        """Whether the task has to be looked up before it runs; most need not, and pay nothing."""
+        """Whether the task must be looked up before it runs. Most tasks need no look-up."""
         return (
             run.is_again
             or _may_have_run(run.deliveries[0])
@@ -62,12 +62,12 @@ class Takeover:
 
     @asynccontextmanager
     async def admitted(self, run: Run) -> AsyncIterator[Outcome | None]:
-        """Admit a run; what it yields is the outcome of a task that must not run, or None.
+        """Admit a run. Yields the outcome of a task that must not run, or None.
 
-        A task whose worker vanished while it ran has its next start recorded. Most of those were only beside
-        the cause, or the worker lost its connection, so they run together as always. But for its last chance
-        before `crash_limit` a task is alone: no other suspect beside it, and its end recorded before the next
-        one begins, so that whatever it does to this worker can be laid at its door.
+        If a task's worker vanished while it ran, its next start is recorded. Most such tasks did not cause
+        the crash, or the worker only lost its connection, so they run beside others as usual. On its last
+        chance before `crash_limit` a task runs without other suspects, and its end is recorded before the
+        next suspect begins. If the worker crashes then, this task is the only suspect.
         """
         async with AsyncExitStack() as alone:
             try:
@@ -91,9 +91,9 @@ class Takeover:
         return await self._claim(run, crashed=delivery.was_dropped)
 
     async def look_again(self, run: Run) -> Outcome | None:
-        """Look up a task that waited for its slot while this worker stood still, as if it had just arrived.
+        """Look up a task again that waited for its slot while this worker stood still.
 
-        Gives the outcome of one that must not run any more, or None.
+        Returns the outcome of a task that must not run any more, or None.
         """
         try:
             if run.memory.run.fence:
@@ -111,16 +111,17 @@ class Takeover:
             return released(run, SHUTDOWN)
 
     async def _still_runs_elsewhere(self, run: Run) -> bool:
-        """Whether another worker that lives runs this task.
+        """Whether another living worker runs this task.
 
-        Then that run wins, and this copy waits for its end here, or goes back to its queue after a while; at
-        once where the broker has taken it back already. A worker whose message was taken back, or that was
-        asked, gives a sign of life each second; silence is measured on our own clock.
+        That run has precedence. This copy waits here for its end, up to LONGEST_WATCH seconds, and then goes
+        back to its queue; if the broker has already taken the copy back, it ends at once. The other worker
+        gives a sign of life each second if it was asked, or if its own message was taken back. Silence is
+        measured on our own clock.
         """
         seen = await self._ledger.running_elsewhere(run.key.task_id, run.key.replay)
         if seen is None:
             return False
-        run.is_recorded = True  # the row is another's: nothing that ends this wait may write into it
+        run.is_recorded = True  # another run owns the row: an end of this wait must not write to it
         log.info("task.watched", task_id=str(run.key.task_id))
         await self._ask(run.key.task_id)
         loop = asyncio.get_running_loop()
@@ -176,7 +177,7 @@ class Takeover:
         return self._poison(run) if claim.crashes >= self._settings.crash_limit else None
 
     def _refuse(self, run: Run) -> Dead:
-        """The id is another's: that row stays as it is, whatever comes in its name."""
+        """The outcome of a task whose id belongs to another user's task: it is dead, the row unchanged."""
         log.warning("task.foreign", task_id=str(run.key.task_id), user_id=run.task.user_id)
         told = (
             f"task_id {run.key.task_id} is taken by a task of another user or agent type: "
@@ -193,7 +194,7 @@ class Takeover:
 
 
 def _may_have_run(delivery: Delivery) -> bool:
-    """Only these pay for a look-up: copies, replays, what was tried before or comes from the store."""
+    """Whether a run may have begun before: for copies, replays, retries and messages from the store."""
     headers = delivery.headers
     return (
         delivery.may_be_second_copy

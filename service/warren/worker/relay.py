@@ -1,4 +1,4 @@
-"""The relay: publishes what waits in the store, when it is due."""
+"""Outbox relay: publishes tasks from the store when they are due."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from warren_schemas import Reason
 log = structlog.get_logger(__name__)
 
 BATCH: Final = 200  # tasks that are published at once
-POLL: Final = 0.4  # seconds between two looks: what is due leaves within a second
-FULL_PAUSE: Final = 1.0  # seconds that an agent type is left out after its queue was full
-UNROUTABLE_PAUSE: Final = 5.0  # … and after there was no queue for it
-LONGEST_PAUSE: Final = 60.0  # seconds between two looks while the store refuses them
-PAUSE: Final = 1.0  # seconds until a publish that failed otherwise is tried again
-DAMAGED_PAUSE: Final = 3600.0  # seconds until a row that cannot even be set aside is complained about again
+POLL: Final = 0.4  # seconds between two polls: a due task is published within a second
+FULL_PAUSE: Final = 1.0  # seconds that an agent type is skipped after its queue was full
+UNROUTABLE_PAUSE: Final = 5.0  # seconds that an agent type without a queue is skipped
+LONGEST_PAUSE: Final = 60.0  # seconds between two polls, at most, while the store refuses them
+PAUSE: Final = 1.0  # seconds until a publish that failed for another reason is tried again
+DAMAGED_PAUSE: Final = 3600.0  # seconds until a row that could not be set aside is tried and logged again
 
 
 class Relay:
-    """Claims due rows, publishes them with confirms, marks them. Any number of workers may run one."""
+    """Claims due rows, publishes them with confirms, and marks them. Any number of workers may run one."""
 
     def __init__(
         self, outbox: Outbox, publisher: Publisher, connection: Connection, settings: Settings
@@ -48,7 +48,7 @@ class Relay:
         self._stopped = asyncio.Event()
 
     async def run(self) -> None:
-        """Publish what is due, until `drain`."""
+        """Publish due tasks until `drain`."""
         try:
             while not self._stopping.is_set():
                 await self._connection.ready()
@@ -67,7 +67,7 @@ class Relay:
             self._stopped.set()
 
     async def drain(self, seconds: float) -> None:
-        """Claim nothing more, and give what is under way this long."""
+        """Claim no more, and wait up to `seconds` for publications in work."""
         self._stopping.set()
         try:
             async with asyncio.timeout(seconds):
@@ -101,10 +101,10 @@ class Relay:
             await self._outbox.put_back(refused, pause)
 
     async def _publish_one(self, due: Due) -> float | None:
-        """Publish one. None when it is confirmed, else the seconds until it is worth another try."""
+        """Publish one task. None if it is confirmed, else the seconds until the next try."""
         try:
             message = due_message(due, self._names, self._settings)
-        except Exception as error:  # noqa: BLE001 - whatever is in the row, the others go on
+        except Exception as error:  # noqa: BLE001 - a damaged row must not stop the others
             return await self._set_aside(due, "invalid", _damage(error))
         try:
             await publish_lightly(self._publisher, message)
@@ -121,9 +121,9 @@ class Relay:
         return None
 
     async def _set_aside(self, due: Due, reason: Reason, failure: Failure) -> float:
-        """End a task that can never be published: it is dead, and its producer is answered.
+        """End a task that can never be published: it is dead, and its producer gets a reply.
 
-        Should the store refuse that too, the row waits.
+        If the store refuses that as well, the row waits.
         """
         log.error("relay.set_aside", task_id=str(due.task_id), reason=reason, error=failure.message)
         try:

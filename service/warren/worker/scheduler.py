@@ -1,4 +1,4 @@
-"""The scheduler: every worker with a store has one, and each tick is fired by whichever is first."""
+"""Scheduler: makes tasks of due schedules. Every worker with a store runs one; the first fires a tick."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from warren.support.loops import GrowingPause
 log = structlog.get_logger(__name__)
 
 ROUND: Final = 0.5  # seconds
-LONGEST_PAUSE: Final = 60.0  # seconds between two rounds while the store refuses them
+LONGEST_PAUSE: Final = 60.0  # seconds between two rounds, at most, while the store refuses them
 
 
 class Scheduler:
-    """Fires the schedules of a store, its own agents' and all others.
+    """Fires all schedules of a store, also those of agents in other workers.
 
-    Any worker may fire any schedule: a task needs no agent here, only the store.
+    Firing writes a task to the store, so it needs no agent in this worker.
     """
 
     def __init__(self, schedules: Schedules, agents: Iterable[AgentSpec]) -> None:
@@ -31,7 +31,7 @@ class Scheduler:
         self._every = {agent.agent_type: agent.every for agent in agents}
 
     async def run(self) -> None:
-        """Make the agents' schedules what their code says, then fire what is due, for ever."""
+        """Make the agents' schedules match their code, then fire due schedules until cancelled."""
         trouble, adopted = GrowingPause(ROUND, LONGEST_PAUSE), False
         while True:
             try:
@@ -45,8 +45,8 @@ class Scheduler:
                 await asyncio.sleep(pause)
                 continue
             trouble.worked()
-            # Rounds begin on the half seconds of the clock, for that is where the ticks are. Never longer: a
-            # clock that jumps is noticed in the next round.
+            # Rounds begin at half seconds of the clock, because ticks fall on full seconds. A pause is never
+            # longer, so the next round notices a clock that jumped.
             await asyncio.sleep(ROUND - time.time() % ROUND)
 
     async def _adopt(self) -> None:
@@ -61,7 +61,7 @@ class Scheduler:
 
 
 def warn_of_the_unscheduled(agents: Iterable[AgentSpec]) -> None:
-    """Without a store nobody fires anything."""
+    """Warn of recurring agents in a worker without a store: their schedules do not fire."""
     for agent in agents:
         if agent.every is not None:
             log.warning(

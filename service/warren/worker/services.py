@@ -1,4 +1,4 @@
-"""What a worker with a store does beside its tasks: ledger, relay, schedules, dead-letter desk."""
+"""Store services of a worker: ledger, outbox relay, scheduler, dead-letter intake."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from warren.worker.scheduler import Scheduler
 
 log = structlog.get_logger(__name__)
 
-# Seconds after which a first run gets a row, which short ones do without: should its worker die, it is known
-# to have been running, and whoever asks for the task is told so.
+# Seconds after which a first run gets a row; shorter runs have none. The row shows that the task runs, and
+# that it ran if its worker dies.
 LONG: Final = 5.0
-LOOK: Final = 1.0  # seconds between two looks for such runs
+LOOK: Final = 1.0  # seconds between two checks for such runs
 
 
 class Remembering:
-    """A store that is open, and the loops of one worker that work on it."""
+    """An open store, and the loops of one worker that use it."""
 
     def __init__(self, store: Store, ledger: Ledger, settings: Settings) -> None:
         self.ledger, self.board = ledger, Board(store)
@@ -53,9 +53,9 @@ class Remembering:
         worker_id: str,
         on_change: Callable[[bool, str], None],
     ) -> Self | None:
-        """Open the store, or None where the settings name none. One that is not there yet is waited for.
+        """Open the store, and wait while it is not reachable. None if the settings name no store.
 
-        `on_change(up, reason)` is told when it goes away and comes back. Raises StoreUnusable.
+        `on_change(up, reason)` is called when it goes away and comes back. Raises StoreUnusable.
         """
         store = Store.of(settings)
         if store is None:
@@ -87,16 +87,16 @@ class Remembering:
             loops.start("dead-letter desk", self._desk.run())
 
     async def drain(self, seconds: float) -> None:
-        """Begin nothing more, and give each loop this long for what is under way."""
+        """Stop the loops, and wait up to `seconds` for the work of each."""
         for loop in (self._relay, self._desk):
             if loop is not None:
                 await loop.drain(seconds)
 
 
 async def note_long(runs: Runs, ledger: Ledger) -> None:
-    """Write down which runs take long, and give signs of life of those that others have a copy of, for ever.
+    """Record long runs, and write signs of life for runs of which another worker may have a copy, for ever.
 
-    The broker gives what it has taken back to another worker, which has to know that this one lives.
+    The broker may give a message that it took back to another worker, which must know that this run lives.
     """
     while True:
         await asyncio.sleep(LOOK)
@@ -107,7 +107,7 @@ async def note_long(runs: Runs, ledger: Ledger) -> None:
             if not run.memory.has_row
         ]
         for memory in long:
-            memory.has_row = True  # at once: a run that is released meanwhile has to say so in its row
+            memory.has_row = True  # before the write: a run released during it must say so in its row
         if long:
             await ledger.note_running([memory.run for memory in long])
         if contested:

@@ -1,7 +1,7 @@
-"""Settlement: everything that has to be done once the outcome of a run is known.
+"""Settlement plans: what to write, publish and acknowledge for the outcome of a run.
 
-`Planner.plan` is pure. It says what is written, what is published, and what becomes of the deliveries. The
-committer carries that out, in this order.
+`Planner.plan` is a pure function. It decides what is written, what is published, and how the deliveries are
+settled. The committer carries that out, in this order.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from warren.worker.records import ended, failure_record, postponed
 from warren_schemas import State, Task
 
 Ending: TypeAlias = Literal["acknowledge", "give back", "step back"]
-"""What becomes of the deliveries. `step back`: the task is another run's now, and they go back as well."""
+"""How the deliveries are settled. `step back`: a newer run has the task, and the deliveries go back too."""
 
 
 @dataclass(slots=True)
 class Subject:
-    """What is settled: all deliveries of one task in this worker.
+    """The subject of a settlement: all deliveries of one task in this worker.
 
-    `task` is None for a message that is no task. `record` is the run whose row the outcome is written to;
-    None without a store, where the row says the outcome already (`is_recorded`), and where it is another's.
-    `has_row` says that the store has a row which says that the task runs. `key` is that of a run which is
-    registered as in flight. `trace` is the trace context of the run.
+    `task` is None for a message that is not a task. The outcome is written to the row of `record`. `record`
+    is None without a store, if the row has the outcome already (`is_recorded`), and if the row belongs to
+    another task. `has_row`: the store has a row with the status running. `key` is set for a run in `Runs`.
+    `trace` is the trace context of the run.
     """
 
     agent_type: str
@@ -62,21 +62,21 @@ class Subject:
 
     @property
     def task_id(self) -> UUID:
-        """The id of the task, or the best guess at that of a message that is none."""
+        """The id of the task, or the likely id for a message that is not a task."""
         return id_of_what_is_no_task(self.deliveries[0]) if self.task is None else self.task.task_id
 
     @property
     def live_one(self) -> Delivery:
-        """The delivery that the task goes on with: the last one of the newest dispatch.
+        """The delivery that represents the task: the last one with the highest dispatch number.
 
-        A run may have adopted an older message, and what is published anew in the name of that one is stale.
+        A run may have adopted an older message. A new publication based on that one would be stale.
         """
         return max(reversed(self.deliveries), key=lambda delivery: dispatch_of(delivery.headers))
 
 
 @dataclass(frozen=True, slots=True)
 class TaskEvent:
-    """What is told about the task."""
+    """The event to publish about the task."""
 
     state: State
     details: dict[str, JsonValue]
@@ -85,7 +85,7 @@ class TaskEvent:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The result for those who asked: each is a queue and a correlation id."""
+    """The reply with the result. `wanted` are its destinations, each a queue and a correlation id."""
 
     body: bytes
     wanted: frozenset[tuple[str, str | None]]
@@ -94,11 +94,11 @@ class Answer:
 
 @dataclass(slots=True)
 class Settlement:
-    """What is to be done, in the order of the fields.
+    """The steps that settle a run, in the order of the fields.
 
-    `write` comes first and decides: what follows happens only when it counts. `dead_letter`, `answer` and
-    `copy` are published and confirmed. `copy` is the task itself, behind its peers; where the queue is full,
-    the deliveries are given back instead. `counted_as` is the name of the counter that it adds to.
+    `write` comes first. The other steps happen only if the write counts. `dead_letter`, `answer` and `copy`
+    are published and confirmed. `copy` is the task itself, behind others of its priority; if the queue is
+    full, the deliveries are given back instead. `counted_as` is the name of the counter to increment.
     """
 
     subject: Subject
@@ -114,7 +114,7 @@ class Settlement:
 
     @property
     def is_quick(self) -> bool:
-        """Whether nothing but the acknowledgement follows the write."""
+        """Whether only the acknowledgement follows the write."""
         return (
             self.ending == "acknowledge"
             and self.answer is None
@@ -130,7 +130,7 @@ class Planner:
         self._names, self._settings, self._worker_id = names, settings, worker_id
 
     def plan(self, outcome: Outcome, subject: Subject) -> Settlement:
-        """What an outcome means for the store, the broker and the deliveries."""
+        """The settlement of an outcome: for the store, the broker and the deliveries."""
         settlement = Settlement(subject, outcome, self._counter(outcome, subject))
         match outcome:
             case Succeeded():
@@ -148,11 +148,11 @@ class Planner:
             case Promoted():
                 settlement.event = TaskEvent("promoted", {"priority": outcome.priority})
             case RetryLater() | Stale():
-                pass  # the store has it: this message is not needed any more
+                pass  # the store has the task, or another message is live: this message is not needed
         return settlement
 
     def _counter(self, outcome: Outcome, subject: Subject) -> str:
-        # The worker that wrote an outcome has counted it.
+        # The worker that wrote the outcome has counted it.
         is_counted = subject.is_recorded and not isinstance(outcome, Cancelled | Superseded)
         return "adopted" if is_counted else outcome.name
 
@@ -189,12 +189,13 @@ class Planner:
         delivery, task = subject.live_one, subject.task
         assert task is not None
         if subject.record is not None and (subject.has_row or not delivery.counted):
-            # Without a row that says so, the next worker would take it for one whose worker died: classic
-            # queues cannot tell, quorum queues never forget, and a row would say that it runs.
+            # The row must say that the task was released. Otherwise the next worker would count a crash: a
+            # classic queue marks every returned message as redelivered, a quorum queue never resets its count
+            # of lost deliveries, and an existing row would still say running.
             settlement.write = GivenBack(subject.record)
         settlement.event = TaskEvent("released", {"attempts": released.attempts}, released.reason)
-        # A delivery that is not live comes back by itself, and a fresh copy would be a second one; but not
-        # when its queue was deleted: then the fresh copy is the only one.
+        # The broker delivers a message again whose channel is gone, so a new copy would be a duplicate. But
+        # if its queue was deleted, the new copy is the only one.
         if delivery.comes_back and not (released.tried and delivery.is_live):
             settlement.ending = "give back"
         else:
@@ -208,7 +209,7 @@ class Planner:
             )
 
     def _answer(self, settlement: Settlement, body: Callable[[], bytes]) -> None:
-        """Plan an answer to each queue that was named, if there is one: most tasks name none."""
+        """Plan a reply to each queue named in `reply_to`. Most tasks name none."""
         deliveries = settlement.subject.deliveries
         wanted = frozenset(
             (delivery.properties.reply_to, delivery.properties.correlation_id)

@@ -1,4 +1,4 @@
-"""Deliveries that a worker fails to handle: a fault of Warren's or its surroundings, not of the agent."""
+"""Retry rule for deliveries that a worker fails to handle, through a fault of Warren or its environment."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from warren.errors import BrokerError, StoreUnavailable, StoreUnusable
 from warren.support.failure import Failure
 from warren.worker.outcome import Dead
 
-# Seconds until such a delivery is tried again, in order. After the last one it is set aside.
+# Seconds before each new try of such a delivery. After the last one it is set aside.
 PAUSES: Final = (1.0, 5.0, 25.0)
 LONGEST_PAUSE: Final = 60.0  # seconds
 
-# What fails every task alike, and passes: no reason to set one of them aside.
+# Temporary errors that hit all tasks alike: no reason to set one of them aside.
 CIRCUMSTANCES: Final = (BrokerError, StoreUnavailable, StoreUnusable)
 
 
 def pause_after(error: BaseException, tries: int) -> float | None:
-    """Seconds until the next try after so many have failed, or None: there is no use in another one."""
+    """Seconds until the next try after `tries` failures; None if no further try is made."""
     if tries <= len(PAUSES):
         return PAUSES[tries - 1]
     return LONGEST_PAUSE if isinstance(error, CIRCUMSTANCES) else None
 
 
 def given_up(error: BaseException, tries: int, attempts: int) -> Dead:
-    """The end of a task that could not be handled. It says whose fault that is."""
+    """The outcome of a task that could not be handled. It says that the agent is not at fault."""
     failure = Failure.of(error)
     told = Failure.told(
         "WorkerFailed",

@@ -1,4 +1,4 @@
-"""The worker: deliveries in, outcomes settled. It owns the lanes, one for each agent type."""
+"""The worker: assembles its parts, runs their loops, and drains. It owns a lane for each agent type."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ from warren.worker.settlement import Planner
 
 log = structlog.get_logger(__name__)
 
-# Seconds that settling may still take at shutdown, after everything has been released.
+# Seconds for the last settlements at shutdown, after all runs have been released.
 LAST_WORDS: Final = 5.0
 
 
 class Worker:
     """Runs an application's agents on the tasks of a broker, until `stop` is called.
 
-    `run()` returns when everything is drained. Raises AgentError when the agents do not fit the prefetch,
-    QueueMismatch when a queue exists with other arguments, AccessRefused when the broker refuses us at the
-    start. A broker that is not there (yet) is waited for.
+    `run()` returns when everything is drained. Raises AgentError if the agents do not fit the prefetch,
+    QueueMismatch if a queue exists with other arguments, AccessRefused if the broker refuses us at the start.
+    While the broker is not reachable, the worker waits for it.
     """
 
     def __init__(self, app: Warren, settings: Settings, url: str) -> None:
@@ -73,7 +73,7 @@ class Worker:
         self._publisher = Publisher(self._publishing)
         self.lanes: dict[str, Lane] = {}
         self._runs = Runs()
-        # The broker takes the messages of a worker back that was silent for so long (RabbitMQ, Heartbeats).
+        # After this silence the broker takes a worker's messages back (RabbitMQ, *Heartbeats*).
         self._pulse = Pulse(settings.amqp_heartbeat)
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -85,7 +85,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop`, then drain."""
-        # A channel of their own: what is refused closes it, and must not disturb results and dead letters.
+        # Events have their own channel: a refusal closes it, which must not delay results and dead letters.
         self._events = Events(Publisher(self._publishing), self._names, self.worker_id)
         async with AsyncExitStack() as stack:
             remembering = await Remembering.open(stack, self.settings, self.worker_id, self._store_changed)
@@ -95,7 +95,7 @@ class Worker:
 
     async def _run(self, remembering: Remembering | None) -> None:
         control, ageing, health, fleet = self._assemble(remembering)
-        with suppress(StoreUnavailable):  # it was there just now; the control loop tries again
+        with suppress(StoreUnavailable):  # the control loop tries again
             await control.catch_up()
         await self._connect_at_once()
         async with Loops() as loops:
@@ -120,10 +120,10 @@ class Worker:
         await self._close()
 
     def _assemble(self, remembering: Remembering | None) -> tuple[Control, Ageing, Health, Fleet]:
-        """Put the parts together. The intake and the lanes are ours, the others run by themselves."""
+        """Put the parts together."""
         ledger = remembering.ledger if remembering else None
         board = remembering.board if remembering else None
-        # A channel of their own, as for events: a refusal closes it.
+        # Answers have their own channel, as events do: a refusal closes it.
         answers = Answers(Publisher(self._publishing), self.settings)
         publisher = RetryingPublisher(self._publisher, self._declare)
         planner = Planner(self._names, self.settings, self.worker_id)
@@ -157,7 +157,7 @@ class Worker:
         return control, ageing, self._health, self._fleet
 
     def _takeover(self, ledger: Ledger, control: Control) -> Takeover:
-        # A channel of its own, as for events.
+        # Its own channel, as for events.
         ask = partial(ask_for_signs, Publisher(self._publishing), self._names)
         return Takeover(ledger, self.settings, control.is_cancelled, self._pulse, ask)
 
@@ -186,24 +186,24 @@ class Worker:
 
     @property
     def running(self) -> int:
-        """Tasks in this worker now."""
+        """The number of tasks in this worker now."""
         return len(self._runs)
 
     @property
     def totals(self) -> Totals:
-        """What was counted since the start, over all agent types."""
+        """The counts since the start, summed over all agent types."""
         return self._tally.totals
 
     @property
     def peers(self) -> int:
-        """Other workers that are heard; a lost one is not counted."""
+        """The number of other workers that are heard, without lost ones."""
         return 0 if self._fleet is None else self._fleet.peers
 
     def health(self) -> dict[str, JsonValue]:
-        """What this worker does and how well it is, as JSON: the same that its heartbeats carry.
+        """The state of this worker as JSON, as in its heartbeats.
 
-        Tasks that run and agents in each state, by agent type; messages waiting in the queues, as of the last
-        heartbeat; breakers; totals since the start; lag of the event loop (seconds) and memory (bytes).
+        It has running tasks and agents in each state, by agent type; messages waiting in the queues at the
+        last heartbeat; breakers; totals since the start; lag of the event loop (seconds); memory (bytes).
         Raises RuntimeError before `run` has begun to work.
         """
         if self._health is None:
@@ -211,13 +211,13 @@ class Worker:
         return self._health.report()
 
     def stop(self) -> None:
-        """Drain and end. Called again: release what still runs at once."""
+        """Drain and end. A second call releases running tasks at once."""
         if self._stopping.is_set():
             self._hurry.set()
         self._stopping.set()
 
     def _store_changed(self, up: bool, reason: str) -> None:  # noqa: FBT001 - a callback's signature
-        """Without the store nothing can end, so nothing more is taken in."""
+        """Pause consumption while the store is away: without it no task can end."""
         self._events.tell(
             "store", "store", "up" if up else "down", previous="down" if up else "up", reason=reason
         )
@@ -225,7 +225,7 @@ class Worker:
             (lane.resume if up else lane.hold)("store")
 
     async def _connect_at_once(self) -> None:
-        """Try the first connection here, so that what cannot heal is raised; the rest is supervised."""
+        """Make the first connection here, so that lasting errors are raised. Later ones are supervised."""
         try:
             await self._consuming.open()
         except (BrokerUnavailable, NotDeclared) as error:
@@ -262,7 +262,7 @@ class Worker:
             )
 
     async def _work(self, loops: Loops) -> None:
-        """Wait for the end: a stop, or a loop that failed, whose error is raised."""
+        """Wait for `stop`, or for a loop that fails, and raise its error."""
         failing = asyncio.create_task(loops.watch())
         stopping = asyncio.create_task(self._stopping.wait())
         done, _ = await asyncio.wait({failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -280,7 +280,7 @@ class Worker:
         await asyncio.wait(
             [asyncio.create_task(lane.consumer.paused()) for lane in self.lanes.values()], timeout=LAST_WORDS
         )
-        # What only waits would be waited for in vain: another worker may have it now.
+        # Tasks that only wait are released at once: another worker may run them now.
         self._runs.release(lambda run: run.is_idle)
         self._intake.leave()
         hurry = asyncio.create_task(self._hurry.wait())
@@ -366,7 +366,7 @@ class Worker:
 
 
 def _host() -> str:
-    """The host's name as one word of a routing key."""
+    """The host's name as a single word of a routing key."""
     name = "".join(
         letter if letter.isascii() and letter.isalnum() else "-"
         for letter in socket.gethostname().split(".")[0]

@@ -1,1 +1,1 @@
-"""The pool of agents: lends one to a task, brings ill ones back, and stops idle ones."""
+"""The agent pool: lends agents to tasks, recovers unhealthy ones, and stops idle ones."""

@@ -1,4 +1,4 @@
-"""An agent's life outside its tasks: start, check and stop, each within its time whatever the agent does."""
+"""Lifecycle of agents: start, check and stop, each with an enforced time limit."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ log = structlog.get_logger(__name__)
 
 
 class Lives:
-    """Starts, checks and stops the agents of a pool, and tells of it.
+    """Starts, checks and stops the agents of a pool, and publishes events about them.
 
-    Nothing here raises what an agent raises: it is returned. `tell` is that of `Events`.
+    Errors of an agent are returned, not raised. `tell` is `Events.tell`.
     """
 
     def __init__(self, settings: Settings, tell: Callable[..., None], isolation: Isolation) -> None:
         self._settings, self._tell, self._isolation = settings, tell, isolation
         self._work: set[asyncio.Task[None]] = set()
         self._stops: set[asyncio.Task[None]] = set()
-        # An agent that is started or stopped because of somebody's task must not see that task's variables.
+        # A task can cause the start or stop of an agent, which must not see that task's context variables.
         self._context = contextvars.copy_context()
 
     @property
     def busy(self) -> int:
-        """Agents that are being started, checked or stopped."""
+        """The number of agents that are being started, checked or stopped."""
         return len(self._work) + len(self._stops)
 
     async def start(self, member: Member) -> BaseException | None:
-        """Make the member's agent and start it. Returns what went wrong; it is still to be stopped then."""
+        """Make the member's agent and start it. Returns the error, if any; then it must still be stopped."""
 
         async def begin() -> None:
             member.agent = member.spec.factory()
@@ -50,14 +50,14 @@ class Lives:
         return error
 
     async def check(self, member: Member) -> BaseException | None:
-        """Ask a member with an agent whether it is well. Returns why not."""
+        """Run the health check of a member's agent. Returns the error, or None if the agent is healthy."""
         assert member.agent is not None
         return await self._within(member.agent.check, self._settings.check_timeout, "check", member)
 
     async def stop(self, member: Member) -> BaseException | None:
-        """Stop the member's agent, if it has one. Returns what went wrong.
+        """Stop the member's agent, if it has one. Returns the error, if any.
 
-        When the caller is cancelled, the stop itself still goes on to its end.
+        If the caller is cancelled, the stop still runs to its end.
         """
         agent, member.agent = member.agent, None
         if agent is None:
@@ -74,11 +74,11 @@ class Lives:
         return errors[0] if errors else None
 
     def in_background(self, work: Coroutine[Any, Any, None], member: Member) -> None:
-        """Do something with a member beside everything else; `cut_off` cancels it."""
+        """Run work on a member in the background. `cut_off` cancels it."""
         self._keep(self._work, work, member)
 
     def until_stopped(self, work: Coroutine[Any, Any, None], member: Member) -> None:
-        """The same for what is to go on to its end."""
+        """Run work on a member in the background, to its end: `cut_off` does not cancel it."""
         self._keep(self._stops, work, member)
 
     async def cut_off(self) -> None:
@@ -89,7 +89,7 @@ class Lives:
             await asyncio.wait(tuple(self._work))
 
     async def stopped(self) -> None:
-        """Wait until every stop has ended: each has its time limit."""
+        """Wait until every stop has ended. Each has a time limit."""
         while self._stops:
             await asyncio.wait(tuple(self._stops))
 
@@ -114,7 +114,7 @@ class Lives:
     async def _within(
         self, method: Callable[[], Awaitable[None]], seconds: float, what: str, member: Member
     ) -> BaseException | None:
-        """Run one of the agent's methods within its time. Returns what went wrong."""
+        """Run one of the agent's methods within `seconds`. Returns the error, if any."""
         agent_type = member.spec.agent_type
         ended = await self._isolation.call(
             method,
@@ -143,5 +143,5 @@ class Lives:
 
 
 def fields_of(member: Member) -> dict[str, JsonValue]:
-    """What a log line says of a member."""
+    """The fields of a log line about a member."""
     return {"agent_type": member.spec.agent_type, "user_id": member.user_id, "agent_id": member.number}

@@ -1,4 +1,4 @@
-"""Who is in the pool and how many there may be: plain data, without asyncio."""
+"""Members of the agent pool and the limits on their number: plain data, without asyncio."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from warren.fleet.counters import MemberState
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One place in the pool, and the agent instance that has it. It belongs to one user for ever.
+    """One place in the pool, and the agent instance in it. It serves one user for its whole life.
 
-    `agent` is None while there is no instance (its start failed, or it is being replaced): the member is
-    cold then. `failures` counts those in a row. `since` is when it became idle or unhealthy (monotonic).
+    `agent` is None while there is no instance (its start failed, or it is being replaced). Such a member is
+    called cold. `failures` counts failures in a row. `since` is when it became idle or unhealthy (monotonic
+    seconds).
     """
 
     spec: AgentSpec
@@ -31,15 +32,15 @@ class Member:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Whom it serves: its agent type and its user."""
+        """Its agent type and its user."""
         return self.spec.agent_type, self.user_id
 
 
 @dataclass(slots=True)
 class _Shelf:
-    """The members of one agent type and user: how many in all, and those that are idle.
+    """The members of one agent type and user: their number, and the idle ones.
 
-    `ready` are warm and without a failure; the others have to be compared.
+    `ready` members have an agent and no failures. The `others` must be compared.
     """
 
     members: int = 0
@@ -48,7 +49,7 @@ class _Shelf:
 
 
 class Members:
-    """The members of one pool, found by what is asked of them, and the limits on their number."""
+    """The members of one pool, indexed for the pool's queries, and the limits on their number."""
 
     def __init__(self, max_agents: int, max_agents_per_user: int) -> None:
         self._max_agents, self._max_agents_per_user = max_agents, max_agents_per_user
@@ -68,7 +69,7 @@ class Members:
         return member in self._all
 
     def counts(self) -> dict[str, Counter[str]]:
-        """How many of each agent type are in each state."""
+        """The number of members by agent type and state."""
         counts: dict[str, Counter[str]] = {}
         for member in self._all:
             counts.setdefault(member.spec.agent_type, Counter())[member.state] += 1
@@ -77,14 +78,14 @@ class Members:
     # -- limits ---------------------------------------------------------------------------------------
 
     def has_room(self, user_id: str) -> bool:
-        """Whether one more of this user is within the limits."""
+        """Whether the limits allow one more member of this user."""
         return len(self._all) < self._max_agents and not self._is_full(user_id)
 
     def _is_full(self, user_id: str) -> bool:
         return self._of_user.get(user_id, 0) >= self._max_agents_per_user
 
     def spare(self, user_id: str) -> Member | None:
-        """Who may give its place to this user: the longest unhealthy, then the least recently used."""
+        """A member whose place this user may get: the longest unhealthy, or else the least recently used."""
         own_only = self._is_full(user_id)
         for member in chain(self._unhealthy, self._idle):
             if not own_only or member.user_id == user_id:
@@ -92,13 +93,13 @@ class Members:
         return None
 
     def add(self, member: Member) -> None:
-        """From now on it counts."""
+        """Add a member."""
         self._all[member] = None
         self._of_user[member.user_id] = self._of_user.get(member.user_id, 0) + 1
         self._shelves.setdefault(member.key, _Shelf()).members += 1
 
     def remove(self, member: Member) -> None:
-        """It does not count any more."""
+        """Remove a member."""
         self.withdraw(member)
         del self._all[member]
         self._of_user[member.user_id] -= 1
@@ -112,9 +113,9 @@ class Members:
     # -- who is free ----------------------------------------------------------------------------------
 
     def take(self, key: tuple[str, str]) -> Member | None:
-        """An idle member with an agent, busy from now on: the one with the fewest failures.
+        """Take an idle member with an agent, and mark it busy: the one with the fewest failures.
 
-        Among those without any, the most recently used, so that the others can grow old.
+        Among members without failures it is the most recently used, so that the others can reach `idle_ttl`.
         """
         shelf = self._shelves.get(key)
         if shelf is None:
@@ -133,7 +134,7 @@ class Members:
         return member
 
     def cold(self, key: tuple[str, str]) -> Member | None:
-        """An idle member whose agent has to be started first: the one with the fewest failures."""
+        """An idle member without an agent, which must be started first: the one with the fewest failures."""
         shelf = self._shelves.get(key)
         if shelf is None:
             return None
@@ -141,7 +142,7 @@ class Members:
         return min(cold, key=lambda member: member.failures, default=None)
 
     def put_idle(self, member: Member) -> None:
-        """It may be taken."""
+        """Mark a member as idle: it may be taken."""
         member.state, member.since = "idle", time.monotonic()
         shelf = self._shelves[member.key]
         if member.failures or member.agent is None:
@@ -151,13 +152,13 @@ class Members:
         self._idle[member] = None
 
     def put_unhealthy(self, member: Member) -> None:
-        """It may not be taken until it is well again; its place may."""
+        """Mark a member as unhealthy: it may not be taken until it recovers, but its place may."""
         if member.state != "unhealthy":
             member.state, member.since = "unhealthy", time.monotonic()
         self._unhealthy[member] = None
 
     def withdraw(self, member: Member) -> None:
-        """Nobody may take it, nor its place."""
+        """Withdraw a member: neither it nor its place may be taken."""
         self._unhealthy.pop(member, None)
         if member in self._idle:
             del self._idle[member]
@@ -166,14 +167,14 @@ class Members:
             shelf.others.pop(member, None)
 
     def idle_before(self, moment: float) -> list[Member]:
-        """Those that have been idle since before this moment (monotonic)."""
+        """The members that became idle before this moment (monotonic seconds)."""
         return [member for member in self._idle if member.since < moment]
 
     def unhealthy(self) -> list[Member]:
-        """Those that wait to be checked."""
+        """The unhealthy members, which wait for a check."""
         return list(self._unhealthy)
 
     @property
     def idle_since(self) -> float | None:
-        """Since when the least recently used one has been idle, None when none is."""
+        """When the least recently used idle member became idle (monotonic seconds); None without one."""
         return next((member.since for member in self._idle), None)

@@ -1,8 +1,8 @@
-"""The pool: who runs a task. It lends agents, one task at a time, and never one of another user.
+"""Agent pool: lends an agent to one task at a time. An agent never serves two users.
 
-A lease takes an idle agent of its type and user, otherwise a new one, otherwise the place of an idle one of
-somebody else. What can be had at once is had without waiting for anything; the rest waits in line, and each
-change of the pool goes through that line from its oldest: nobody starves, and nobody holds up another.
+A lease takes an idle agent of its type and user, or else a new one, or else the place of another idle agent.
+A lease that can be met at once does not wait. The others wait in line. Each change of the pool serves that
+line from the oldest lease on, so no lease starves, and a lease that cannot be met does not block the others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from warren.worker.pool.members import Member, Members
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """A lease that waits. `starting` is made for it, `stopping` makes room for it."""
+    """A waiting lease. `starting` is an agent being started for it, `stopping` one that makes room for it."""
 
     spec: AgentSpec
     user_id: str
@@ -39,9 +39,9 @@ class _Waiter:
 
 
 class Lease:
-    """An agent for one attempt: an async context manager. What leaves it as an exception is judged.
+    """The loan of an agent for one attempt, an async context manager. An exception may count as a failure.
 
-    Entering raises AgentRaised with what the agent's `start` raised, a TimeoutError when that took too long.
+    On entry it raises AgentRaised with the error of the agent's `start`, or a TimeoutError in its place.
     """
 
     __slots__ = ("_is_stuck", "_member", "_pool", "_spec", "_user_id")
@@ -67,7 +67,7 @@ class Lease:
             self._pool.give_back(self._member, error)
 
     async def call(self, function: Callable[[], Awaitable[Any]], seconds: float) -> Ended:
-        """Call what the agent does for the attempt, within so many seconds; see `Isolation.call`."""
+        """Call the agent's function for the attempt, within `seconds`; see `Isolation.call`."""
         agent = self._member.agent
         assert agent is not None
         return await self._pool.isolation.call(
@@ -82,7 +82,7 @@ class Lease:
 class Pool:
     """The agents of one worker. `tell` publishes events, as `Events.tell` does.
 
-    `recover` and `retire` are loops that run beside it; `close` stops every agent.
+    `recover` and `retire` are loops that the worker runs. `close` stops every agent.
     """
 
     def __init__(self, settings: Settings, tell: Callable[..., None]) -> None:
@@ -99,15 +99,15 @@ class Pool:
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether nobody waits and no agent is being started, checked or stopped."""
+        """Whether no lease waits and no agent is being started, checked or stopped."""
         return not self._waiters and not self._lives.busy
 
     def counts(self) -> dict[str, Counter[str]]:
-        """How many agents of each type are in each state."""
+        """The number of agents by type and state."""
         return self._members.counts()
 
     def waiting(self) -> Counter[str]:
-        """How many leases of each agent type wait for an agent."""
+        """The number of waiting leases by agent type."""
         return Counter(waiter.spec.agent_type for waiter in self._waiters)
 
     # -- leases ---------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class Pool:
         return member
 
     async def wait(self, spec: AgentSpec, user_id: str) -> Member:
-        """An agent, as soon as there is one. Raises AgentRaised with what its start raised."""
+        """Wait for an agent. Raises AgentRaised with the error of its start."""
         if self._closed:
             raise _closed()
         waiter = _Waiter(spec, user_id, (spec.agent_type, user_id))
@@ -135,15 +135,15 @@ class Pool:
         except asyncio.CancelledError:
             given = waiter.given
             if given.done() and not given.cancelled() and given.exception() is None:
-                self._put_back(given.result())  # it was given in the very moment of the cancellation
+                self._put_back(given.result())  # it was given at the moment of the cancellation
             raise
         finally:
             self._waiters.pop(waiter, None)
 
     def give_back(self, member: Member, error: BaseException | None) -> None:
-        """The attempt is over, with the exception that it raised, if any."""
+        """Return an agent after its attempt, with the exception that the attempt raised, if any."""
         if member.state != "busy":
-            return  # the pool has closed in the meantime
+            return  # the pool was closed during the attempt
         if error is None:
             member.failures = 0
         elif (fault := _fault_of(error)) is not None:
@@ -152,7 +152,7 @@ class Pool:
         self._put_back(member)
 
     def give_up(self, member: Member) -> None:
-        """The attempt is over, but the agent still runs: nobody may have it again, and its place is free."""
+        """Discard an agent that still runs after its attempt. It is not lent again, and frees its place."""
         if member.state == "busy":
             self._stop(member)
             self._serve()
@@ -177,10 +177,10 @@ class Pool:
     # -- the line -------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        """Give each that waits what it can have now, the oldest first."""
+        """Serve the waiting leases as far as possible now, the oldest first."""
         if self._closed:
             return
-        hopeless: set[str] = set()  # users for whom no place can be made
+        hopeless: set[str] = set()  # users for whom no place can be freed now
         for waiter in tuple(self._waiters):
             if waiter.given.done():  # cancelled, and about to leave the line
                 continue
@@ -194,7 +194,7 @@ class Pool:
         waiter.given.set_result(member)
 
     def _provide(self, waiter: _Waiter, hopeless: set[str]) -> None:
-        """Begin to start an agent, or to make a place for one."""
+        """Begin to start an agent, or to free a place for one."""
         if (cold := self._members.cold(waiter.key)) is not None:
             self._members.withdraw(cold)
             self._start(cold, waiter)
@@ -243,7 +243,7 @@ class Pool:
             self._give(waiter, member)
 
     def _stop(self, member: Member) -> None:
-        """Take a member out of the pool; its place is free when its agent has stopped."""
+        """Take a member out of the pool. Its place is free when its agent has stopped."""
         self._members.withdraw(member)
         was_unhealthy, member.state = member.state == "unhealthy", "stopping"
         if member.spec.is_stateless or member.agent is None:
@@ -262,7 +262,7 @@ class Pool:
     # -- health, age and end --------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """Look after unhealthy agents every `recovery_interval`, for ever."""
+        """Check unhealthy agents every `recovery_interval` seconds until cancelled."""
         while True:
             await asyncio.sleep(self._settings.recovery_interval)
             self.look_after()
@@ -277,7 +277,7 @@ class Pool:
                 self._lives.in_background(self._care_for(member), member)
 
     async def _care_for(self, member: Member) -> None:
-        """Check an unhealthy agent, and replace it when it does not get well."""
+        """Check an unhealthy agent, and replace it if the check fails."""
         if member.agent is not None:
             if await self._lives.check(member) is None:
                 self._well(member, recovered=True)
@@ -289,7 +289,7 @@ class Pool:
             return
         await self._lives.stop(member)
         if time.monotonic() - member.since > self._settings.idle_ttl:
-            self._stop(member)  # it has had its time, and nobody waits for it in particular
+            self._stop(member)  # unhealthy for too long; a waiting lease can get a new agent
         else:
             self._members.put_unhealthy(member)
             self._lives.tell(member, "unhealthy", "unhealthy", error)
@@ -302,7 +302,7 @@ class Pool:
         self._serve()
 
     async def retire(self) -> None:
-        """Stop agents that have been idle for `idle_ttl`, for ever."""
+        """Stop agents that have been idle for `idle_ttl` seconds, until cancelled."""
         while True:
             since = self._members.idle_since
             due = self._settings.idle_ttl + (0 if since is None else since - time.monotonic())
@@ -310,12 +310,12 @@ class Pool:
             self.retire_idle(time.monotonic() - self._settings.idle_ttl)
 
     def retire_idle(self, before: float) -> None:
-        """Begin to stop every agent that has been idle since before this moment (monotonic)."""
+        """Begin to stop every agent that became idle before this moment (monotonic seconds)."""
         for member in self._members.idle_before(before):
             self._stop(member)
 
     async def close(self) -> None:
-        """Stop every agent, all at once, each within `stop_timeout`. Nothing can be leased afterwards."""
+        """Stop all agents at once, each within `stop_timeout`. No agent can be leased afterwards."""
         self._closed = True
         for waiter in tuple(self._waiters):
             if not waiter.given.done():
@@ -328,7 +328,7 @@ class Pool:
 
 
 def _fault_of(error: BaseException) -> BaseException | None:
-    """What the agent is to blame for, if anything: not for the task, nor for the end of its worker."""
+    """The error that counts against the agent, or None: faults of the task or a shutdown do not count."""
     raised = error.error if isinstance(error, AgentRaised) else error
     if isinstance(error, asyncio.CancelledError | GeneratorExit) or says_nothing_of_the_agent(raised):
         return None

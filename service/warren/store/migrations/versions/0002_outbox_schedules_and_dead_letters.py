@@ -1,4 +1,4 @@
-"""What waits in the store to be published, recurring tasks, and the index of dead letters."""
+"""The outbox, schedules, and the index of dead letters."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -66,7 +66,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take them away again. Dead letters and waiting tasks in the store are lost by it."""
+    """Drop them. Dead letters and waiting tasks in the store are lost."""
     op.drop_table("replays")
     op.drop_table("schedules")
     for name, *_ in PARTIAL:

@@ -10,7 +10,7 @@ CANCELLED = "status = 'cancelled'"
 
 
 def upgrade() -> None:
-    """Add them."""
+    """Add the index and the table of pauses."""
     only = sa.text(CANCELLED)
     op.create_index("tasks_cancelled", "tasks", ["finished_at"], sqlite_where=only, postgresql_where=only)
     op.create_table(
@@ -21,6 +21,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take them away again."""
+    """Drop them."""
     op.drop_table("pauses")
     op.drop_index("tasks_cancelled", "tasks")

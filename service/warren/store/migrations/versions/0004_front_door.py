@@ -1,4 +1,4 @@
-"""Keys, sessions, the audit, and the indexes of quotas, of fair shares and of lists of tasks."""
+"""Keys, sessions, the audit log, and the indexes for quotas, fair shares and lists of tasks."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,7 +19,7 @@ def _create(name: str, columns: list[str], only: str) -> None:
 
 
 def upgrade() -> None:
-    """Add them."""
+    """Add the tables and indexes."""
     op.drop_index("tasks_due", "tasks")
     op.drop_index("tasks_by_end", "tasks")
     op.create_index("tasks_by_change", "tasks", ["updated_at"])
@@ -55,7 +55,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take them away again. Keys and the audit are lost by it."""
+    """Drop them. Keys and the audit log are lost."""
     for table in ("audit", "sessions", "keys"):
         op.drop_table(table)
     for name, *_ in PARTIAL:
