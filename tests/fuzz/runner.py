@@ -20,6 +20,9 @@ BISECT_PATIENCE: Final = 10.0  # seconds that a bystander may take beside a few 
 SETTLED: Final = 1.5  # seconds in which a few inputs do their harm
 SEARCHES: Final = 3  # in one batch, and for one symptom that no single input caused
 LISTS: Final = 2  # the weight of what harms only who looks
+# Batches before a fleet and its store are replaced. What made-up workers and rows leave behind slows all
+# later batches, and a fleet that was not fuzzed before shows more of each batch.
+FRESH: Final = 5
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class Runner:
                 if batches % 4 == 0 and self._house is not None:
                     self._note(await self._house.run_a_command(), (0, numbers[at]))
                 self._progress()
+                if batches % FRESH == 0 and at + self._plan.batch < len(numbers):
+                    await self._leave()
             if self._house is not None:
                 self._note(await self._house.drain(), (0, self.report.done))
                 self._note(await self._house.fleet.stop(), (0, self.report.done))
