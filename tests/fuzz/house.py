@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -242,8 +242,26 @@ class House:
             await connection.close()
         return {queue: count for queue, count in found.items() if count}
 
+    async def _resume_all(self) -> None:
+        """Take back every pause: a row may have named an agent type that exists, and then it counts."""
+        if not self.world.is_sqlite:
+            connection = await asyncpg.connect(self._store_url)
+            try:
+                await connection.execute("DELETE FROM pauses")
+            finally:
+                await connection.close()
+            return
+
+        def resume() -> None:
+            file = self._store_url.removeprefix("sqlite:///")
+            with closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as connection:
+                connection.execute("DELETE FROM pauses")
+
+        await asyncio.to_thread(resume)
+
     async def drain(self) -> list[str]:
         """Wait until nothing waits, then listen: what still goes round has no end."""
+        await self._resume_all()
         waiting: dict[str, int] = {}
         until = time.monotonic() + DRAINED_WITHIN
         while time.monotonic() < until and (waiting := await self.waiting()):  # noqa: ASYNC110
