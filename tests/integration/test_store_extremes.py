@@ -111,6 +111,20 @@ async def test_an_end_never_changes_whose_row_it_is(ledger: Ledger) -> None:
     assert await finish(ledger, entry(task_id))
 
 
+@pytest.mark.parametrize("status", ["scheduled", "published", "running", "released"])
+async def test_a_row_without_an_owner_belongs_to_the_run_that_claims_it(ledger: Ledger, status: str) -> None:
+    task_id = await make(ledger.store, agent_type="", status=status)
+    claim = await ledger.claim(task_id, "", "greet", "default", crashed=False)
+    assert await finish(ledger, entry(task_id, fence=claim.fence))
+    assert (await row_of(ledger.store, task_id))["agent_type"] == "greet"
+
+
+async def test_a_first_run_names_the_owner_of_its_row(ledger: Ledger) -> None:
+    task_id = await make(ledger.store, agent_type="", status="published")
+    claim = await ledger.begin(entry(task_id))
+    assert await finish(ledger, entry(task_id, fence=claim.fence))
+
+
 async def test_a_cancellation_that_only_a_message_told_is_a_row(ledger: Ledger) -> None:
     fresh = entry()
     claim = await ledger.claim(taken := uuid4(), "", "greet", "default", crashed=True)

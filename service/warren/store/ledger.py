@@ -152,9 +152,8 @@ class Ledger(PatientStore):
             its_life = life_of(life, row["life"], row["status"])
             if row["life"] > its_life or (row["life"] == its_life and row["dispatch"] > dispatch):
                 return replace(known, is_stale=True)
+            _introduce(connection, row, agent_type, user_id)
             if row["status"] in FINAL and row["life"] == its_life:
-                if not row["agent_type"]:  # it was cancelled before its message was read
-                    self._introduce(connection, task_id, agent_type, user_id)
                 return replace(known, kept=row)
             return self._take(connection, row, its_life, dispatch, crashed=crashed or was_running)
 
@@ -172,6 +171,7 @@ class Ledger(PatientStore):
             row = locked(connection, run.task_id) or first(connection, run.task_id, owner(run))
             if not is_free(row, run):
                 raise lost(row, run)
+            _introduce(connection, row, run.agent_type, run.user_id)
             return self._take(connection, row, run.life, 0, crashed=False)
 
         return await self.surely(act)
@@ -179,11 +179,6 @@ class Ledger(PatientStore):
     async def confirm(self, run: Entry) -> None:
         """Check that the fence of a run is still the newest. Raises FenceLost if it is not."""
         await self.surely(lambda connection: hold(connection, run))
-
-    def _introduce(self, connection: Connection, task_id: UUID, agent_type: str, user_id: str) -> None:
-        connection.execute(
-            tasks.update().where(tasks.c.task_id == task_id).values(agent_type=agent_type, user_id=user_id)
-        )
 
     async def crashes(self, task_id: UUID) -> int:
         """The number of runs of a task that were recorded and have not ended. It changes nothing."""
@@ -329,3 +324,13 @@ class Ledger(PatientStore):
     def _refuse_row(self, row: dict[str, Any], error: Exception) -> None:
         log.error("ledger.refused", task_id=str(row["task_id"]), error=str(error))
         self.refused += 1
+
+
+def _introduce(connection: Connection, row: dict[str, Any], agent_type: str, user_id: str) -> None:
+    """Name the owner of a row that has none, because its task was cancelled before its message was read.
+
+    The end of a run is written only to a row of its owner: without one, every run would count as overtaken.
+    """
+    if not row["agent_type"]:
+        its = tasks.c.task_id == row["task_id"]
+        connection.execute(tasks.update().where(its).values(agent_type=agent_type, user_id=user_id))
