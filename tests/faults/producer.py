@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Self
@@ -12,12 +13,14 @@ import aiormq
 from aiormq import spec
 from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
 
+from warren.bus.errors import LOST
 from warren.bus.topology import Queue
 
 CONFIRMED_WITHIN: Final = 10.0  # seconds
 CONNECTED_WITHIN: Final = 3.0  # short, so that a recovery that is measured is the fleet's
 PAUSE: Final = 0.3  # seconds before a connection is opened again
 HEARTBEAT: Final = 5  # seconds
+PASSING: Final = (*LOST, TimeoutError)  # the faults of a row: the next connection may be better
 
 
 class Producer:
@@ -28,6 +31,7 @@ class Producer:
         self._channel: AbstractChannel | None = None
         self._ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self.losses: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(self._publishing()), asyncio.create_task(self._listening())]
@@ -61,7 +65,7 @@ class Producer:
                     properties=properties,
                     mandatory=True,
                 )
-        except Exception:  # whatever it is, nothing was confirmed
+        except PASSING:  # nothing was confirmed
             return False
         return isinstance(confirmed, spec.Basic.Ack)
 
@@ -98,11 +102,11 @@ class Producer:
                 channel = await connection.channel(on_return_raises=True)
                 await use(channel)
             await asyncio.wait([connection.closing, channel.closing], return_when=asyncio.FIRST_COMPLETED)
-        except Exception:
-            pass
+        except PASSING as error:
+            self.losses[type(error).__name__] += 1
         finally:
             if connection is not None:
-                with suppress(Exception):
+                with suppress(*PASSING):
                     async with asyncio.timeout(2):
                         await connection.close()
         await asyncio.sleep(PAUSE)

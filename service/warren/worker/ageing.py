@@ -134,10 +134,8 @@ class Ageing:
         await self._send_back(task, delivery)
 
     async def _send_back(self, task: Task, delivery: Delivery) -> None:
-        subject, priority = (
-            Subject(task.agent_type, task, [delivery]),
-            promoted(delivery.properties.priority, task),
-        )
+        subject = Subject(task.agent_type, task, [delivery])
+        priority = promoted(delivery.properties.priority, task)
         message = again(
             task,
             delivery,

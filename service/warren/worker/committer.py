@@ -26,7 +26,7 @@ from warren.worker.answers import Answers
 from warren.worker.in_flight import Runs
 from warren.worker.outcome import Cancelled, Dead, Outcome, RetryLater, Succeeded, Superseded
 from warren.worker.records import unwritable
-from warren.worker.settlement import Planner, Settlement
+from warren.worker.settlement import Planner, Settlement, Subject
 from warren.worker.trouble import pause_after
 
 log = structlog.get_logger(__name__)
@@ -57,7 +57,7 @@ class Committer:
         self._attempts: list[FailedAttempt] = []
         self._wake = asyncio.Event()
         self._carrying: set[asyncio.Task[None]] = set()
-        self._awaited: dict[int, asyncio.Future[Outcome]] = {}
+        self._awaited: dict[Subject, asyncio.Future[Outcome]] = {}
 
     # -- handed over --------------------------------------------------------------------------------------
 
@@ -72,7 +72,7 @@ class Committer:
     async def settle(self, settlement: Settlement) -> Outcome:
         """Carry out a settlement and wait. Returns the final outcome: Superseded for an overtaken run."""
         ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._awaited[id(settlement.subject)] = ended
+        self._awaited[settlement.subject] = ended
         self.hand_over(settlement)
         return await ended
 
@@ -271,7 +271,7 @@ class Committer:
         self._tally.of(subject.agent_type).totals.count(settlement.counted_as)
         if subject.key is not None:
             self._runs.settled(subject.key, settlement.outcome)
-        ended = self._awaited.pop(id(subject), None)
+        ended = self._awaited.pop(subject, None)
         if ended is not None and not ended.done():
             ended.set_result(settlement.outcome)
 

@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any, Final
 
 import structlog
-from pydantic import JsonValue
 
-from warren.agents.context import Context
-from warren.agents.steps import Memory
 from warren.bus.delivery import Delivery
-from warren.bus.events import Events
 from warren.bus.messages import Key, attempts_of, decode, key_of
 from warren.bus.topology import Names
 from warren.errors import InvalidTask
 from warren.fleet.counters import Tally
 from warren.settings import Settings
-from warren.store.commit_group import Entry
-from warren.store.ledger import FailedAttempt, Ledger
+from warren.store.ledger import Ledger
 from warren.store.run_writes import GivenBack
 from warren.support.failure import Failure
 from warren.support.loops import forget_cancellations, is_cancelled
-from warren.support.stall_detector import Pulse
 from warren.support.tracing import Tracing
 from warren.worker.agent_queue import Lane, Slots
 from warren.worker.byte_budget import Freight, weight
 from warren.worker.committer import Committer
-from warren.worker.execution import Execution
 from warren.worker.in_flight import Run, Runs, released
 from warren.worker.outcome import (
     BREAKER_OPEN,
@@ -44,12 +37,10 @@ from warren.worker.outcome import (
     Released,
     Stale,
 )
-from warren.worker.pool.pool import Pool
-from warren.worker.records import begun
 from warren.worker.redelivery import Takeover
 from warren.worker.settlement import Planner, Subject
 from warren.worker.trouble import given_up, pause_after
-from warren_schemas import State, Task
+from warren_schemas import Task
 
 log = structlog.get_logger(__name__)
 
@@ -62,24 +53,20 @@ class Intake:
 
     def __init__(
         self,
-        worker_id: str,
         settings: Settings,
         runs: Runs,
+        make_run: Callable[[Key, Task, Lane, Delivery], Run],
         tally: Tally,
         planner: Planner,
         committer: Committer,
-        events: Events,
         ledger: Ledger | None,
         takeover: Takeover | None,
-        pool: Pool,
-        pulse: Pulse,
         tracing: Tracing | None = None,
     ) -> None:
         self._tracing, self._names = tracing, Names(settings.namespace)
-        self._worker_id, self._settings, self._runs, self._tally = worker_id, settings, runs, tally
-        self._planner, self._committer, self._events = planner, committer, events
-        self._ledger, self._pool = ledger, pool
-        self._takeover, self._pulse = takeover, pulse
+        self._settings, self._runs, self._make_run, self._tally = settings, runs, make_run, tally
+        self._planner, self._committer = planner, committer
+        self._ledger, self._takeover = ledger, takeover
         self._handlers: set[asyncio.Task[None]] = set()
         self._freight = Freight(settings.max_bytes_in_flight)
         self._failed: dict[Delivery, Run] = {}
@@ -197,7 +184,7 @@ class Intake:
                 subject = Subject(task.agent_type, task, [delivery], is_recorded=True)
                 self._committer.hand_over(self._planner.plan(Stale(), subject))
                 return
-        run = self._new_run(key, task, lane, delivery)
+        run = self._make_run(key, task, lane, delivery)
         run.is_again = is_again
         self._runs.begin(run)
         try:
@@ -281,35 +268,6 @@ class Intake:
             None if self._tracing is None else self._tracing.here(),
         )
 
-    def _new_run(self, key: Key, task: Task, lane: Lane, delivery: Delivery) -> Run:
-        handler = asyncio.current_task()
-        assert handler is not None
-        memory = Memory(
-            self._ledger,
-            begun(task, key, self._worker_id),
-            self._settings.max_result_bytes,
-            self._pulse,
-            lambda: run.is_adrift,
-        )
-        execution = Execution(
-            task=task,
-            spec=lane.spec,
-            valve=lane.valve,
-            pool=self._pool,
-            settings=self._settings,
-            context=Context(task, lambda fraction, text: self._progress(task, fraction, text), memory),
-            attempts=attempts_of(delivery.headers),
-            on_retry=lambda attempts, failure, seconds: self._retrying(
-                task, memory.run, attempts, failure, seconds
-            ),
-            can_wait_outside=self._ledger is not None,
-            times=self._tally.of(task.agent_type).times,
-            span=nullcontext if self._tracing is None else self._tracing.attempt,
-            body=delivery.body,
-        )
-        run = Run(key, task, [delivery], execution, memory, handler)
-        return run
-
     async def _outcome_of(self, run: Run, slots: Slots) -> Outcome:
         """Run the task in one of its lane's slots.
 
@@ -346,26 +304,3 @@ class Intake:
         dead = Dead("invalid", failure, attempts_of(delivery.headers), now, now)
         log.warning("task.invalid", agent_type=lane.spec.agent_type, error=str(error))
         self._committer.hand_over(self._planner.plan(dead, Subject(lane.spec.agent_type, None, [delivery])))
-
-    def _retrying(self, task: Task, run: Entry, attempts: int, failure: Failure, seconds: float) -> None:
-        self._tally.of(task.agent_type).totals.retried += 1
-        failed = FailedAttempt(
-            run.task_id, run.life, attempts, time.time(), failure.error_type, failure.message
-        )
-        self._committer.note(failed)
-        self._tell(
-            task,
-            "retrying",
-            {
-                "attempts": attempts,
-                "error": failure.error_type,
-                "message": failure.message,
-                "in_s": round(seconds, 3),
-            },
-        )
-
-    def _progress(self, task: Task, fraction: float, text: str) -> None:
-        self._tell(task, "progress", {"fraction": fraction, "text": text})
-
-    def _tell(self, task: Task, state: State, details: dict[str, JsonValue]) -> None:
-        self._events.tell("task", task.agent_type, state, details={"task_id": str(task.task_id), **details})

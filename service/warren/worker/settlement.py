@@ -7,7 +7,7 @@ settled. The committer carries that out, in this order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeAlias
 from uuid import UUID
@@ -41,7 +41,7 @@ Ending: TypeAlias = Literal["acknowledge", "give back", "step back"]
 """How the deliveries are settled. `step back`: a newer run has the task, and the deliveries go back too."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Subject:
     """The subject of a settlement: all deliveries of one task in this worker.
 
@@ -110,7 +110,7 @@ class Settlement:
     event: TaskEvent | None = None
     copy: Message | None = None
     ending: Ending = "acknowledge"
-    is_refused: bool = field(default=False, compare=False)
+    is_refused: bool = False
 
     @property
     def is_quick(self) -> bool:

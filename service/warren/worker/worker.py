@@ -42,6 +42,7 @@ from warren.worker.in_flight import Runs
 from warren.worker.pool.pool import Pool
 from warren.worker.prefetch import Sharing
 from warren.worker.redelivery import Takeover
+from warren.worker.run_factory import RunFactory
 from warren.worker.scheduler import warn_of_the_unscheduled
 from warren.worker.services import Remembering, note_long
 from warren.worker.settlement import Planner
@@ -132,18 +133,26 @@ class Worker:
         )
         control = Control(self._consuming, self._names, self.lanes, self._runs, board)
         self.pool = Pool(self.settings, self._events.tell)
-        self._intake = Intake(
+        factory = RunFactory(
             self.worker_id,
             self.settings,
-            self._runs,
             self._tally,
-            planner,
             self._committer,
             self._events,
             ledger,
-            None if ledger is None else self._takeover(ledger, control),
             self.pool,
             self._pulse,
+            self._tracing,
+        )
+        self._intake = Intake(
+            self.settings,
+            self._runs,
+            factory.make,
+            self._tally,
+            planner,
+            self._committer,
+            ledger,
+            None if ledger is None else self._takeover(ledger, control),
             self._tracing,
         )
         self.lanes.update((name, self._lane(spec)) for name, spec in self._app.agents.items())
