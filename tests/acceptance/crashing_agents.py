@@ -149,7 +149,7 @@ def instrument_writes() -> None:
             passing(f"{kind} written")
         return verdicts
 
-    setattr(Ledger, "write", written)  # noqa: B010 - mypy lets nobody assign to a method
+    setattr(Ledger, "write", written)  # noqa: B010 - mypy forbids to assign to a method
 
 
 def instrument_relay() -> None:
@@ -163,7 +163,7 @@ def instrument_relay() -> None:
             passing("wait claimed")
         return due
 
-    setattr(Outbox, "claim_due", claim)  # noqa: B010 - mypy lets nobody assign to a method
+    setattr(Outbox, "claim_due", claim)  # noqa: B010 - mypy forbids to assign to a method
 
 
 def instrument() -> None:
@@ -174,7 +174,7 @@ def instrument() -> None:
     instrument_publisher()
     around(Outbox, "published", after="wait marked")
     instrument_acknowledgements()
-    setattr(store_outbox, "LEASE", LEASE)  # noqa: B010 - mypy lets nobody assign to what is Final
+    setattr(store_outbox, "LEASE", LEASE)  # noqa: B010 - mypy forbids to assign to what is Final
 
 
 destiny, numbers = next_life(POINTS)

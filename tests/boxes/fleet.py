@@ -162,7 +162,7 @@ class Fleet:
 
 
 class Load:
-    """What a producer submits by HTTP, whatever happens to the gateway."""
+    """Submits by HTTP, and tries again until the gateway takes each task."""
 
     _next = 0
 

@@ -112,7 +112,7 @@ class Cluster:
         raise TimeoutError(f"the cluster is not well after {UP_WITHIN:g} s: {complaint}")
 
     def restore(self) -> None:
-        """Undo all that was done to it, whatever that was."""
+        """Undo every change."""
         for node in self.nodes:
             self.connect(node)
             if not node.is_running:

@@ -57,7 +57,7 @@ class Stage:
     profile: Profile = "quorum"
 
     async def restore(self) -> None:
-        """Undo all that was done to it, whatever that was."""
+        """Undo every change."""
         self.firewall.clear()
         await self.balancer.open_all()
         await asyncio.to_thread(self.cluster.restore)

@@ -298,7 +298,7 @@ class ModelWorker:
 
 
 async def _nobody_hears(task_id: UUID) -> None:
-    """Workers of the model that live on give no signs of life, whoever asks."""
+    """Workers of the model that live on give no signs of life."""
 
 
 async def _no_declare() -> None:

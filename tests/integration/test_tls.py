@@ -218,7 +218,7 @@ async def test_a_certificate_instead_of_a_password(tls_broker: Found, authority:
     address = f"amqps://{url.partition('@')[2]}?auth=external&cafile={authority.file}&{client(authority)}"
     with pytest.raises(AccessRefused, match=NAME):
         await connect(address)
-    broker.ctl("add_user", NAME, "a password that nobody uses")
+    broker.ctl("add_user", NAME, "an unused password")
     try:
         with pytest.raises(AccessRefused, match=r"virtual host|vhost"):
             await connect(address)

@@ -1,4 +1,4 @@
-"""A process that stood still notices it, whatever asks first."""
+"""A process that stood still notices it at the first question."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ SECRET = "amqp://shop:hunter2@rabbit.internal:5672/vhost"
 
 def test_the_defaults_are_the_promised_numbers() -> None:
     settings = Settings()
-    assert (settings.prefetch, settings.queue_capacity, settings.max_attempts) == (200, 2000, 4)
+    assert (settings.prefetch, settings.queue_capacity, settings.retries) == (200, 2000, 3)
     assert (settings.breaker_fail_max, settings.breaker_reset_timeout) == (5, 60)
     assert (settings.retry_initial_delay, settings.retry_multiplier, settings.retry_max_delay) == (0.5, 2, 30)
     assert (settings.ageing_step, settings.task_timeout, settings.drain_timeout) == (30, 300, 30)

@@ -199,11 +199,6 @@ class Settings(BaseSettings):
         """The patterns of `reply_to_allowed`; none allows none."""
         return tuple(pattern.strip() for pattern in self.reply_to_allowed.split(",") if pattern.strip())
 
-    @property
-    def max_attempts(self) -> int:
-        """Attempts in all: the first and the retries."""
-        return self.retries + 1
-
 
 class DemoSettings(BaseSettings):
     """Settings that `make demo` passes to its workers, in `WARREN_DEMO_` variables."""
